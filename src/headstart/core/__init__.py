@@ -1,0 +1,1 @@
+"""The spine: evidence, statistics, weights, surgery, plans, the one loop, attacks, claims."""

@@ -31,7 +31,9 @@ class State:
     Frozen parameters are left out unless an `after_step` could change them (a moving-average teacher).
     """
 
-    def __init__(self, module: nn.Module, optimizer: Optimizer, plan: Plan, seed: int, accelerator: Accelerator) -> None:
+    def __init__(
+        self, module: nn.Module, optimizer: Optimizer, plan: Plan, seed: int, accelerator: Accelerator
+    ) -> None:
         self.module, self.optimizer, self.accelerator = module, optimizer, accelerator
         self.memories = [call for call in plan.after_step if isinstance(call, Stateful)]
         frozen = {name for name, p in module.named_parameters(remove_duplicate=False) if not p.requires_grad}

@@ -4,61 +4,21 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import ExitStack, nullcontext
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from . import checkpoint as saved
-from .plan import Plan, Step, Term
-from .rng import random_state, restore_random_state, seeded
-from .stream import Resumable, as_batch, each, position_in, share
+from .device import accelerator_for
+from .objective import Fitted, Objective
+from .plan import Plan
+from .rng import seeded
+from .stream import as_batch, drawn, each, share
 from .taps import tapped
 from .validate import one_of, require
-
-if TYPE_CHECKING:
-    from accelerate import Accelerator
-
-
-@dataclass(frozen=True, kw_only=True)
-class Fitted:
-    """What a plan became: the finished model (eval mode), the trained terms, seconds, and every step's losses."""
-
-    model: nn.Module
-    terms: Mapping[str, nn.Module]
-    seconds: float
-    losses: Tensor = field(repr=False)
-
-    @property
-    def history(self) -> dict[str, list[float]]:
-        """Loss of each term at each step; reading it moves the figures off the device."""
-        return {name: self.losses[:, k].tolist() for k, name in enumerate(self.terms)}
-
-
-class Objective(nn.Module):
-    """The model and its terms as one module, so that any wrapper (DDP, autocast, compile) sees a single forward."""
-
-    def __init__(self, model: nn.Module, terms: Mapping[str, Term]) -> None:
-        super().__init__()
-        self.model, self.terms = model, nn.ModuleDict(terms)
-        self.step: Step | None = None
-
-    def forward(self, batch: Any, progress: float, recorded: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        self.step = Step(self.model, batch, progress, dict(self.terms.items()), recorded)
-        return {name: term(self.step) for name, term in self.terms.items()}
-
-    def train(self, mode: bool = True) -> Objective:
-        """Layers whose own parameters are all frozen (a frozen BatchNorm) stay in eval mode."""
-        super().train(mode)
-        for module in self.modules():
-            own = list(module.parameters(recurse=False))
-            if own and not any(p.requires_grad for p in own):
-                module.training = False
-        return self
 
 
 def fit(
@@ -93,24 +53,26 @@ def fit(
     Raises:
         Refused: nothing to train, a loss that is not finite, a checkpoint of another plan, batches that do not share.
 
+    >>> from headstart.core.plan import adamw
     >>> from headstart.core.stream import Batches
     >>> x = torch.randn(64, 2, generator=torch.Generator().manual_seed(0))
     >>> stream = Batches(x=x, y=(x[:, 0] > 0).long())
-    >>> fitted = fit(Plan(model=nn.Linear(2, 2), stream=stream, steps=50))
+    >>> fitted = fit(Plan(model=nn.Linear(2, 2), stream=stream, steps=50, optimizer=adamw(lr=0.1)))
     >>> fitted.history["task"][-1] < fitted.history["task"][0]
     True
     """
     require(bool(plan.trainable()), "fit needs parameters to train", "every one is frozen", "Unfreeze some layers.")
     one_of("precision", precision, ["fp32", "bf16", "fp16"])
-    one_of("device", device, ["auto", "cpu", "cuda"])
-    require(accumulate >= 1 and every >= 1, "fit needs accumulate >= 1 and every >= 1", (accumulate, every), "Raise it.")
+    require(
+        accumulate >= 1 and every >= 1, "fit needs accumulate >= 1 and every >= 1", (accumulate, every), "Raise it."
+    )
     simple = plan.gradient is None
     require(simple or (accumulate == 1 and precision != "fp16"), "A gradient rule sees whole fp32 or bf16 batches",
             f"accumulate={accumulate}, precision={precision}", "Use accumulate=1 and no fp16.")  # fmt: skip
     began = time.perf_counter()
     with ExitStack() as stack:
         stack.enter_context(seeded(None))
-        accelerator = _accelerator(device, precision)
+        accelerator = accelerator_for(device, precision)
         stack.enter_context(seeded(seed))
         frozen = [p for m in (plan.model, *plan.terms.values()) for p in m.parameters() if not p.requires_grad]
         model, terms = copy.deepcopy((plan.model, dict(plan.terms)), {id(p): p for p in frozen})
@@ -126,7 +88,7 @@ def fit(
         path = None if checkpoint is None else saved.path_of(checkpoint, rank)
         first, losses = state.load(path) if path and resume and path.exists() else (0, [])
         torch.random.default_generator.manual_seed(seed + rank) if first == 0 else None
-        batches = _batches(plan, first, seed)
+        batches = drawn(plan.stream, first, seed)
         for index in range(first, plan.steps):
             for group, rate in zip(optimizer.param_groups, rates, strict=True):
                 group["lr"] = rate * plan.schedule(index / plan.steps)
@@ -164,34 +126,6 @@ def fit(
 def _check(losses: list[Tensor]) -> None:
     bad = ~torch.isfinite(torch.stack(losses)).all(1)
     at = int(bad.float().argmax())
-    require(not bool(bad.any()), "The loss must stay finite", f"NaN or infinity at step {at}", "Lower the learning rate.")
-
-
-def _batches(plan: Plan, first: int, seed: int) -> Any:
-    """The stream from batch `first` on; a stream that cannot start there is replayed with random numbers of its own."""
-    stream = position_in(plan.stream, first)
-    if isinstance(plan.stream, Resumable):
-        yield from stream
-    with seeded(seed):
-        own = random_state()
-    while True:
-        ours = random_state()
-        restore_random_state(own)
-        batch = next(stream)
-        own = random_state()
-        restore_random_state(ours)
-        yield batch
-
-
-def _accelerator(device: str, precision: str) -> Accelerator:
-    from accelerate import Accelerator, DistributedDataParallelKwargs
-    from accelerate.state import AcceleratorState, PartialState
-
-    require(device != "cuda" or torch.cuda.is_available(), "device='cuda' needs a GPU", "none", "Use device='auto'.")
-    moved = bool(PartialState._shared_state) and (PartialState().device.type == "cpu") != (device == "cpu")
-    AcceleratorState._reset_state(reset_partial_state=moved)
-    return Accelerator(
-        cpu=device == "cpu",
-        mixed_precision="no" if precision == "fp32" else precision,
-        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
+    require(
+        not bool(bad.any()), "The loss must stay finite", f"NaN or infinity at step {at}", "Lower the learning rate."
     )

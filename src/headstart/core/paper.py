@@ -9,8 +9,13 @@ from dataclasses import dataclass
 class Paper:
     """The source of a method: what `headstart cite` prints and where `departs` says what differs.
 
-    >>> Paper("LogME: Practical Assessment of Pre-trained Models", "You et al.", 2021, arxiv="2102.11005").bibtex("logme")
-    '@article{logme,\\n  title = {LogME: Practical Assessment of Pre-trained Models},\\n  author = {You et al.},\\n  year = {2021},\\n  eprint = {2102.11005}\\n}'
+    >>> print(Paper("LogME", "You et al.", 2021, arxiv="2102.11005").bibtex("logme"))
+    @article{logme,
+      title = {LogME},
+      author = {You et al.},
+      year = {2021},
+      eprint = {2102.11005}
+    }
     """
 
     title: str

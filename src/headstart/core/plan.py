@@ -183,7 +183,9 @@ def adamw(lr: float = 1e-3, weight_decay: float = 0.0) -> Callable[[list[nn.Para
     return lambda params: torch.optim.AdamW(params, lr=lr, weight_decay=weight_decay)
 
 
-def sgd(lr: float = 0.01, momentum: float = 0.9, weight_decay: float = 0.0) -> Callable[[list[nn.Parameter]], Optimizer]:
+def sgd(
+    lr: float = 0.01, momentum: float = 0.9, weight_decay: float = 0.0
+) -> Callable[[list[nn.Parameter]], Optimizer]:
     """An optimizer for a plan: SGD with momentum over all trainable parameters."""
     return lambda params: torch.optim.SGD(params, lr=lr, momentum=momentum, weight_decay=weight_decay)
 

@@ -9,12 +9,13 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from .rng import random_state, restore_random_state, seeded
 from .validate import require
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Examples `x` (a tensor or a mapping of tensors, axis 0 the example), labels `y` (n,), anything else in `extra`."""
+    """Examples `x` (a tensor or a mapping of tensors, axis 0 the example), labels `y` (n,), and anything else."""
 
     x: Any
     y: Tensor | None = None
@@ -82,7 +83,7 @@ class Batches:
 
 @dataclass(frozen=True)
 class Parts:
-    """Several streams in step: yields {part: batch}; the plan ends when its steps are done, so lengths need not agree."""
+    """Several streams in step: yields {part: batch}; each repeats for ever, so their lengths need not agree."""
 
     streams: Mapping[str, Iterable[Any]]
 
@@ -112,6 +113,22 @@ def position_in(stream: Iterable[Any], position: int) -> Iterator[Any]:
             f"nothing after {before} batches",
             "Pass a list, a DataLoader or Batches(...), not a generator that runs dry.",
         )
+
+
+def drawn(stream: Iterable[Any], first: int, seed: int) -> Iterator[Any]:
+    """The stream from batch `first` on; a stream that cannot start there is replayed with random numbers of its own."""
+    batches = position_in(stream, first)
+    if isinstance(stream, Resumable):
+        yield from batches
+    with seeded(seed):
+        own = random_state()
+    while True:
+        ours = random_state()
+        restore_random_state(own)
+        batch = next(batches)
+        own = random_state()
+        restore_random_state(ours)
+        yield batch
 
 
 def each(function: Callable[[Tensor], Tensor], value: Any) -> Any:

@@ -35,9 +35,7 @@ def clone(model: nn.Module) -> nn.Module:
 
 def freeze(model: nn.Module) -> nn.Module:
     """A copy of the model with every parameter frozen; the parameters are shared with the original, detached."""
-    shared: dict[int, object] = {
-        id(p): nn.Parameter(p.detach(), requires_grad=False) for p in model.parameters()
-    }
+    shared: dict[int, object] = {id(p): nn.Parameter(p.detach(), requires_grad=False) for p in model.parameters()}
     return copy.deepcopy(model, shared)
 
 
@@ -53,7 +51,9 @@ def matching(model: nn.Module, pattern: str, kind: type[nn.Module] | tuple[type[
     known = [name for name, module in model.named_modules() if isinstance(module, kind)]
     found = [name for name in known if any(fnmatchcase(name, part.strip()) for part in pattern.split(","))]
     kinds = " or ".join(k.__name__ for k in (kind if isinstance(kind, tuple) else (kind,)))
-    require(bool(found), f"layers={pattern!r} must match a layer of class {kinds}", "no match", suggestion(pattern, known))
+    require(
+        bool(found), f"layers={pattern!r} must match a layer of class {kinds}", "no match", suggestion(pattern, known)
+    )
     return found
 
 
@@ -90,12 +90,16 @@ def with_head(model: nn.Module, classes: int, head: str | None = None) -> nn.Mod
 
     def make(old: nn.Module) -> nn.Module:
         assert isinstance(old, nn.Linear)
-        new = nn.Linear(old.in_features, classes, device="meta", dtype=old.weight.dtype)  # "meta" draws no random numbers
+        new = nn.Linear(
+            old.in_features, classes, device="meta", dtype=old.weight.dtype
+        )  # "meta" draws no random numbers
         new = new.to_empty(device=old.weight.device)
         nn.init.zeros_(new.weight)
         nn.init.zeros_(new.bias)
         return new
 
     name = head or head_of(model)
-    require(isinstance(layer_of(model, name), nn.Linear), "The head must be a linear layer", name, "Name another layer.")
+    require(
+        isinstance(layer_of(model, name), nn.Linear), "The head must be a linear layer", name, "Name another layer."
+    )
     return replace_layers(model, [name], make)

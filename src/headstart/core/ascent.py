@@ -1,0 +1,139 @@
+"""Move inputs uphill inside a ball: the one loop of every attack."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol, TypeAlias
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .validate import finite, one_of, require
+
+Goal: TypeAlias = Callable[[Tensor], Tensor]
+"""What to increase: x (n, ...) -> (n,), one number for each example."""
+
+
+class Attack(Protocol):
+    """Perturb x so that every surrogate's goal rises; example i never depends on example j."""
+
+    def perturb(self, x: Tensor, goals: Sequence[Goal]) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class Ball:
+    """How far a perturbation may go, in units of x in [0, 1].
+
+    Args:
+        radius: >= 0, such as 8 / 255.
+        norm: "linf" or "l2", over all but the first axis.
+
+    >>> Ball(0.1).clip(torch.tensor([[0.5]]), torch.tensor([[0.9]]), (0.0, 1.0))
+    tensor([[0.6000]])
+    """
+
+    radius: float
+    norm: Literal["linf", "l2"] = "linf"
+
+    def __post_init__(self) -> None:
+        one_of("norm", self.norm, ["linf", "l2"])
+        require(0 <= self.radius <= 1, "A ball needs 0 <= radius <= 1, in units of x in [0, 1]", self.radius,
+                "Divide by 255 if it is in grey levels.")  # fmt: skip
+
+    def step(self, gradient: Tensor) -> Tensor:
+        """The steepest direction of unit norm; zero where the gradient is zero."""
+        if self.norm == "linf":
+            return gradient.sign()
+        return gradient / _norm(gradient).clamp_min(torch.finfo(gradient.dtype).tiny)
+
+    def clip(self, x: Tensor, moved: Tensor, bounds: tuple[float, float]) -> Tensor:
+        """The point of the ball around `x`, then of the bounds, nearest to `moved`; inside both to the last bit."""
+        if self.norm == "linf":
+            delta = (moved - x).clamp(-self.radius, self.radius)
+        else:
+            delta = (moved - x) * (self.radius / _norm(moved - x).clamp_min(self.radius or 1)).clamp(max=1)
+        return (x + delta).clamp(*bounds)
+
+
+def _norm(x: Tensor) -> Tensor:
+    return x.flatten(1).norm(dim=1).view(-1, *[1] * (x.ndim - 1))
+
+
+def check_inputs(x: Tensor, bounds: tuple[float, float] = (0.0, 1.0)) -> None:
+    """Refuse an empty batch, integers, NaN, or values outside the bounds."""
+    require(x.ndim >= 2 and len(x) > 0, "An attack needs a batch (n, ...), n > 0", tuple(x.shape), "Pass examples.")
+    require(x.is_floating_point(), f"Inputs must be floats in {bounds}", x.dtype, "Convert: x.float() / 255.")
+    finite("inputs", x)
+    low, high = float(x.min()), float(x.max())
+    require(bounds[0] <= low and high <= bounds[1], f"Inputs must lie in {bounds}", (low, high),
+            "Put the normalisation inside the model and pass pixels in [0, 1].")  # fmt: skip
+
+
+def ascend(
+    x: Tensor,
+    gradient: Callable[[Tensor], Tensor],
+    *,
+    ball: Ball,
+    steps: int,
+    step_size: float,
+    decay: float = 0.0,
+    start: Tensor | None = None,
+    bounds: tuple[float, float] = (0.0, 1.0),
+) -> Tensor:
+    """Follow a gradient uphill from x, with momentum, inside the ball and the bounds.
+
+    a ← clip(a + step_size · direction(g)),  g ← decay · g + ∇ / mean|∇|  (the mean over one example's entries).
+
+    Args:
+        x: (n, ...) floats within `bounds`.
+        gradient: a (n, ...) -> the direction of increase, same shape; called once a step.
+        ball: how far from x.
+        steps: >= 0; 0 returns x.
+        step_size: in units of x.
+        decay: momentum μ; 0 is plain ascent.
+        start: where to begin instead of x (clipped into the ball).
+        bounds: of valid inputs.
+
+    Returns:
+        a tensor like x, detached. An example whose gradient is zero stays where it is.
+
+    Cost: `steps` calls of `gradient`.
+
+    Raises:
+        Refused: inputs outside the bounds, a negative number of steps, a gradient that is not finite.
+    """
+    require(
+        steps >= 0 and step_size >= 0, "ascend needs steps >= 0 and step_size >= 0", (steps, step_size), "Raise it."
+    )
+    check_inputs(x, bounds)
+    x = x.detach()
+    a = x.clone() if start is None else ball.clip(x, start, bounds)
+    momentum = torch.zeros_like(x)
+    for _ in range(steps):
+        g = gradient(a)
+        finite("gradient", g, "Check the surrogate model for NaN.")
+        mean = g.abs().flatten(1).mean(1).view(-1, *[1] * (g.ndim - 1))
+        momentum = decay * momentum + g / mean.clamp_min(torch.finfo(g.dtype).tiny)  # zero gradients: 0 / tiny = 0
+        a = ball.clip(x, a + step_size * ball.step(momentum), bounds)
+    return a
+
+
+def goal_gradient(goals: Sequence[Goal], a: Tensor) -> Tensor:
+    """Gradient at `a` of the goals' mean, each example on its own (sums over examples separate exactly)."""
+    require(bool(goals), "An attack needs at least one goal", "none", "Pass one goal for each surrogate model.")
+    with torch.enable_grad():
+        point = a.detach().requires_grad_()
+        total = torch.stack([goal(point).sum() for goal in goals]).mean()
+        return torch.autograd.grad(total, point)[0]
+
+
+def misclassify(model: nn.Module, labels: Tensor) -> Goal:
+    """The goal of leaving the labels behind: cross-entropy of `model`, which the caller puts in eval mode."""
+    return lambda x: F.cross_entropy(model(x), labels, reduction="none")
+
+
+def reach(model: nn.Module, labels: Tensor) -> Goal:
+    """The targeted goal: examples should be taken for `labels`."""
+    return lambda x: -F.cross_entropy(model(x), labels, reduction="none")

@@ -1,0 +1,128 @@
+"""Sufficient statistics in one streaming pass; memory does not grow with the number of examples."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.func import functional_call, grad, vmap
+
+from .rng import seeded
+from .stream import as_batch
+from .validate import one_of, require
+
+
+@dataclass(frozen=True)
+class ClassStatistics:
+    """Everything that linear-Gaussian scores and heads need to know of labelled features.
+
+    Attributes:
+        gram: (d, d) float64, the sum of x xᵀ.
+        sums: (c, d) float64, the sum of x in each class.
+        counts: (c,) float64, examples in each class.
+
+    Memory: O(d² + c d), whatever n is. Shards add up: `a + b` is the statistics of both.
+
+    >>> x, y = torch.randn(10, 3), torch.arange(10) % 2
+    >>> both = ClassStatistics.of(x[:4], y[:4], 2) + ClassStatistics.of(x[4:], y[4:], 2)
+    >>> torch.allclose(both.gram, ClassStatistics.of(x, y, 2).gram)
+    True
+    """
+
+    gram: Tensor
+    sums: Tensor
+    counts: Tensor
+
+    @classmethod
+    def of(cls, features: Tensor, labels: Tensor, classes: int) -> ClassStatistics:
+        """The statistics of one batch: features (n, d), labels (n,) in 0..classes-1. Cost: O(n d²)."""
+        x = features.double()
+        sums = x.new_zeros(classes, x.shape[1]).index_add_(0, labels, x)
+        return cls(x.T @ x, sums, torch.bincount(labels, minlength=classes).double())
+
+    def __add__(self, other: ClassStatistics) -> ClassStatistics:
+        return ClassStatistics(self.gram + other.gram, self.sums + other.sums, self.counts + other.counts)
+
+    @property
+    def n(self) -> float:
+        """Number of examples."""
+        return float(self.counts.sum())
+
+
+def diagonal_fisher(
+    model: nn.Module,
+    stream: Iterable[Any],
+    *,
+    labels: Literal["expected", "true", "sampled"] = "expected",
+    chunk: int = 64,
+    seed: int = 0,
+) -> dict[str, Tensor]:
+    """The exact diagonal of the Fisher information of a classifier, averaged over a finite stream.
+
+    F_p = mean over x, expectation over y ~ p(y|x), of (d log p(y|x) / d theta_p)². Gradients are squared per example;
+    squaring a batch's mean gradient, as several libraries do, gives another quantity that shrinks with batch size.
+
+    Args:
+        model: maps x to logits (n, c); put into eval mode for the pass (batch statistics would mix examples).
+        stream: batches with x, and y when labels="true".
+        labels: "expected" sums over all classes weighted by p(y|x) (exact; c backward passes), "true" uses the data's
+            labels (the empirical Fisher), "sampled" draws one y for each x.
+        chunk: examples whose gradients are held at once.
+        seed: of the draw when labels="sampled".
+
+    Returns:
+        name of each trainable parameter -> tensor of its shape, float32.
+
+    Cost: c (or 1) backward passes for each example, vectorised over `chunk`; memory chunk x parameters.
+    """
+    one_of("labels", labels, ["expected", "true", "sampled"])
+    trainable = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
+    require(bool(trainable), "The Fisher diagonal needs trainable parameters", "none", "Unfreeze some.")
+    rest = {
+        name: v.detach() for name, v in (*model.named_parameters(), *model.named_buffers()) if name not in trainable
+    }
+
+    def log_likelihood(params: Mapping[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
+        logits = functional_call(model, {**params, **rest}, (x[None],))
+        return F.log_softmax(logits.float(), -1)[0, y]
+
+    per_example = vmap(grad(log_likelihood), in_dims=(None, 0, 0))
+    total = {name: torch.zeros_like(p, dtype=torch.float64) for name, p in trainable.items()}
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    n = 0
+    try:
+        with seeded(seed):
+            for batch in map(as_batch, stream):
+                for x, y in zip(batch.x.split(chunk), _labels(batch, chunk), strict=True):
+                    n += len(x)
+                    for label, weight in _drawn(model, x, y, labels):
+                        for name, g in per_example(trainable, x, label).items():
+                            total[name] += torch.einsum("n,n...->...", weight, g.square().double())
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+    require(n > 0, "The Fisher diagonal needs at least one example", 0, "Pass a non-empty stream.")
+    return {name: (value / n).float() for name, value in total.items()}
+
+
+def _labels(batch: Any, chunk: int) -> list[Tensor | None]:
+    parts = len(batch.x.split(chunk))
+    return [None] * parts if batch.y is None else list(batch.y.split(chunk))
+
+
+def _drawn(model: nn.Module, x: Tensor, y: Tensor | None, labels: str) -> list[tuple[Tensor, Tensor]]:
+    """The labels whose log likelihood is differentiated, with the weight of each example."""
+    if labels == "true":
+        require(y is not None, 'labels="true" needs labels in the stream', None, "Pass (x, y) batches.")
+        assert y is not None
+        return [(y, torch.ones(len(x), dtype=torch.float64, device=x.device))]
+    with torch.no_grad():
+        p = model(x).double().softmax(-1)
+    if labels == "sampled":
+        return [(torch.multinomial(p, 1)[:, 0], torch.ones(len(x), dtype=torch.float64, device=x.device))]
+    return [(torch.full((len(x),), c, device=x.device), p[:, c]) for c in range(p.shape[1])]

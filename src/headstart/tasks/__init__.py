@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from .diagnosis import Diagnosis as Diagnosis
+from .diagnosis import Problem as Problem
+from .doctor import doctor as doctor
 from .embedded import EMBEDDED as EMBEDDED
 from .examples import Examples as Examples
 from .examples import Images as Images

@@ -1,4 +1,4 @@
-"""Examples: inputs beside their names and, where they may be seen, their labels. Pictures are decoded when asked for."""
+"""Examples: inputs beside their names and, where they may be seen, their labels. Pictures are decoded on access."""
 
 from __future__ import annotations
 

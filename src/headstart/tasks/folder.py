@@ -7,8 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from ..core.validate import require
-from .examples import Images
-from .found import Found, class_order, few, glances, refuse_unreadable
+from .found import Found, class_order, encoded, few
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff"})
 PARTS = {
@@ -60,35 +59,15 @@ def read_folder(root: Path, *, max_unreadable: float = 0.1) -> Found:
     )
     if loose:
         notes.append(f"{len(loose)} pictures beside the class folders were ignored")
-    return _read(root, entries, classes, notes, max_unreadable)
-
-
-def _read(
-    root: Path,
-    entries: list[tuple[Path, str, str | None]],
-    classes: tuple[str, ...],
-    notes: list[str],
-    max_unreadable: float,
-) -> Found:
-    seen = glances([file for file, _, _ in entries])
-    names = [file.relative_to(root).as_posix() for file, _, _ in entries]
-    skipped = tuple((name, look.problem) for name, look in zip(names, seen, strict=True) if look.problem)
-    refuse_unreadable(skipped, len(entries), max_unreadable)
-    kept = [i for i, look in enumerate(seen) if not look.problem]
     index = {word: i for i, word in enumerate(classes)}
-    words = [entries[i][2] for i in kept]
-    return Found(
-        modality="image",
-        inputs=Images([entries[i][0] for i in kept]),
-        names=tuple(names[i] for i in kept),
-        labels=np.array([-1 if word is None else index[word] for word in words], dtype=np.int64),
+    return encoded(
+        [file for file, _, _ in entries],
+        [file.relative_to(root).as_posix() for file, _, _ in entries],
+        labels=np.array([-1 if word is None else index[word] for _, _, word in entries], dtype=np.int64),
         classes=classes,
-        hashes=tuple(seen[i].hash for i in kept),
-        parts=tuple(entries[i][1] for i in kept),
-        skipped=skipped,
-        notes=(*notes, *(f"skipped {name}: {why}" for name, why in skipped)),
-        sizes=tuple(seen[i].size for i in kept),
-        sketches=np.stack([look.sketch for look in seen if look.sketch is not None]) if kept else None,
+        parts=[part for _, part, _ in entries],
+        notes=notes,
+        max_unreadable=max_unreadable,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -13,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..core.validate import require
-from .examples import Inputs, Picture, content_hash, open_picture
+from .examples import Images, Inputs, Picture, content_hash, open_picture
 
 Modality = Literal["image", "text", "numeric"]
 SKETCH = 16  # side of the thumbnail that `doctor` compares
@@ -69,7 +70,7 @@ def glance(item: Path | bytes) -> Glance:
         if not content:
             return Glance(problem="empty (0 bytes)")
         image = open_picture(content, at_least=4 * SKETCH)
-        with Image.open(_stream(content)) as header:
+        with Image.open(io.BytesIO(content)) as header:
             size = (header.width, header.height)
         thumbnail = image.resize((SKETCH, SKETCH), Image.Resampling.BOX, reducing_gap=2.0)
         return Glance(hash=content_hash(content), size=size, sketch=np.array(thumbnail, dtype=np.uint8))
@@ -79,12 +80,6 @@ def glance(item: Path | bytes) -> Glance:
         return Glance(problem=f"unreadable ({type(error).__name__})")
 
 
-def _stream(content: bytes) -> object:
-    import io
-
-    return io.BytesIO(content)
-
-
 def glances(items: Sequence[Path | bytes]) -> list[Glance]:
     """Look at every picture once, a few at a time (decoding releases the interpreter lock)."""
     with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
@@ -92,13 +87,49 @@ def glances(items: Sequence[Path | bytes]) -> list[Glance]:
 
 
 def refuse_unreadable(skipped: Sequence[tuple[str, str]], total: int, max_unreadable: float) -> None:
-    """Refuse a target whose share of unreadable pictures is above `max_unreadable`; names the first three."""
+    """Refuse a target whose share of unreadable examples is above `max_unreadable`; names the first three."""
     require(
         len(skipped) <= max_unreadable * total,
-        f"at most {max_unreadable:.0%} of the pictures may be unreadable",
+        f"at most {max_unreadable:.0%} of the examples may be unreadable",
         f"{len(skipped)} of {total} ({few(f'{name}: {why}' for name, why in skipped)})",
         "Repair or delete them, or raise max_unreadable.",
     )
+
+
+def encoded(
+    items: Sequence[Path | bytes],
+    names: Sequence[str],
+    *,
+    labels: NDArray[np.int64],
+    classes: tuple[str, ...],
+    parts: Sequence[str],
+    notes: Sequence[str],
+    max_unreadable: float,
+) -> Found:
+    """`Found` from picture files or their bytes, each looked at once; the unreadable ones are skipped by name."""
+    seen = glances(items)
+    skipped = tuple((name, look.problem) for name, look in zip(names, seen, strict=True) if look.problem)
+    refuse_unreadable(skipped, len(items), max_unreadable)
+    kept = [i for i, look in enumerate(seen) if not look.problem]
+    sketches = [look.sketch for look in seen if look.sketch is not None]
+    return Found(
+        modality="image",
+        inputs=Images([items[i] for i in kept]),
+        names=tuple(names[i] for i in kept),
+        labels=labels[kept],
+        classes=classes,
+        hashes=tuple(seen[i].hash for i in kept),
+        parts=tuple(parts[i] for i in kept) if parts else (),
+        skipped=skipped,
+        notes=(*notes, *skip_notes(skipped)),
+        sizes=tuple(seen[i].size for i in kept),
+        sketches=np.stack(sketches) if sketches else None,
+    )
+
+
+def skip_notes(skipped: Sequence[tuple[str, str]]) -> list[str]:
+    """One note for each example left out."""
+    return [f"skipped {name}: {why}" for name, why in skipped]
 
 
 def few(words: Iterable[str], most: int = 3) -> str:

@@ -23,8 +23,8 @@ def load_task(
     *,
     labels_per_class: int | None = None,
     seed: int = 0,
-    test_share: float = 0.25,
-    validation_share: float = 0.15,
+    test_share: float = splits.TEST_SHARE,
+    validation_share: float = splits.VALIDATION_SHARE,
     image_column: str | None = None,
     text_column: str | None = None,
     feature_columns: Sequence[str] | None = None,
@@ -39,8 +39,8 @@ def load_task(
     """Your data as a task: training, validation, test and unlabelled examples, with the test labels sealed.
 
     Args:
-        target: a folder with one folder of pictures a class (also under train/, val/, test/, unlabelled/); a .csv, .tsv,
-            .jsonl, .parquet or .npz file; a Hugging Face `save_to_disk` folder; a DataFrame; a tuple (x, y); a dict of
+        target: a folder with one folder of pictures a class (also under train/, val/, test/, unlabelled/); a .csv,
+            .tsv, .jsonl, .parquet or .npz file; a Hugging Face `save_to_disk` folder; a DataFrame; a tuple (x, y); a dict of
             arrays; or an embedded name: breast-cancer, digits, faces, glyphs, textures, tissue, wine.
         labels_per_class: keep this many labels of each class in `train`; `validation` is then empty and every other
             training example is `unlabelled`. None keeps all labels.

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from ..core.validate import Refused, require, suggestion
+from ..core.validate import require, suggestion
 from .embedded import EMBEDDED, read_embedded
 from .found import Found
 
@@ -104,11 +104,3 @@ def _near(path: Path) -> str:
         return suggestion(path.name, beside) if beside else f"{path.parent} does not exist either."
     said = suggestion(path.name, [*EMBEDDED, *beside])
     return said if said.startswith("Did") else f"Embedded tasks: {', '.join(EMBEDDED)}."
-
-
-def readable(target: Any, reading: Reading) -> tuple[Found, str, str] | Refused:
-    """As `read`, with a refusal returned instead of raised."""
-    try:
-        return read(target, reading)
-    except Refused as refusal:
-        return refusal

@@ -16,6 +16,7 @@ from .found import few
 
 PARTS = ("train", "validation", "test", "unlabelled")
 FORMAT = "headstart-split/1"
+TEST_SHARE, VALIDATION_SHARE = 0.25, 0.15  # the rest is trained on
 Parts = NDArray[np.str_]
 
 
@@ -26,8 +27,8 @@ def assign(
     *,
     labels_per_class: int | None = None,
     seed: int = 0,
-    test_share: float = 0.25,
-    validation_share: float = 0.15,
+    test_share: float = TEST_SHARE,
+    validation_share: float = VALIDATION_SHARE,
 ) -> Parts:
     """The part of each example: "train", "validation", "test" or "unlabelled".
 
@@ -113,8 +114,12 @@ def load(path: Path, names: Sequence[str], classes: Sequence[str]) -> tuple[Part
     except (OSError, ValueError) as error:
         content = f"{type(error).__name__}"
     good = isinstance(content, dict) and content.get("format") == FORMAT
-    require(good, f"split={path} must be a split that save_split wrote", content if isinstance(content, str) else
-            "another kind of JSON", "Pass the path given to save_split.")
+    require(
+        good,
+        f"split={path} must be a split that save_split wrote",
+        content if isinstance(content, str) else "another kind of JSON",
+        "Pass the path given to save_split.",
+    )
     require(
         sorted(content["classes"]) == sorted(classes),
         f"split={path} must have the classes of the target",

@@ -1,1 +1,3 @@
+"""Make a model work on data whose labels it never saw."""
 
+from .dann import DANN as DANN

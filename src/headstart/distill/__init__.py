@@ -1,1 +1,3 @@
+"""Teach a small model what larger ones know."""
 
+from .soft_targets import SoftTargets as SoftTargets

@@ -88,7 +88,7 @@ def diagonal_fisher(
 
     def log_likelihood(params: Mapping[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
         logits = functional_call(model, {**params, **rest}, (x[None],))
-        return F.log_softmax(logits.float(), -1)[0, y]
+        return -F.cross_entropy(logits.float(), y[None])  # indexing by a label would not vectorise
 
     per_example = vmap(grad(log_likelihood), in_dims=(None, 0, 0))
     total = {name: torch.zeros_like(p, dtype=torch.float64) for name, p in trainable.items()}

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 INK, FAINT, CHOSEN, OTHER, BASELINE = "#1f2933", "#cbd2d9", "#0b7285", "#829ab1", "#c92a2a"
-STYLE = {
+STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",  # text stays text: searchable, small, and in the reader's font
     "svg.hashsalt": "headstart",  # the same figures give the same bytes
     "text.parse_math": False,  # a class may be called $x$

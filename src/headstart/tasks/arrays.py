@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..core.validate import Refused, require
+from headstart.core.validate import Refused, require
+
 from .columns import labels_from, unpack
 from .examples import Images, Inputs, Rows, Texts, content_hash
 from .found import Found, Modality, few
@@ -84,17 +85,15 @@ def _found(blocks: Sequence[tuple[str, Any, Any]]) -> Found:
         parts += [part] * len(read)
     require(len(set(kinds)) == 1, "all parts must be of one kind", few(kinds, 5), "Pass one kind of input.")
     joined = inputs[0] if len(inputs) == 1 else _join(inputs)
-    known = [i for i, part in enumerate(parts) if part != "unlabelled"]
-    indices, classes, more = labels_from([labels[i] for i in known], "y")
-    filled = np.full(len(parts), -1, dtype=np.int64)
-    filled[known] = indices
+    hidden = {i for i, part in enumerate(parts) if part == "unlabelled"}
+    indices, classes, more = labels_from(labels, "y", hidden=hidden)
     if isinstance(joined, Images):
         sizes = tuple((joined[i].shape[1], joined[i].shape[0]) for i in range(len(joined)))
     return Found(
         modality=kinds[0],
         inputs=joined,
         names=tuple(f"row {i}" for i in range(len(parts))),
-        labels=filled,
+        labels=indices,
         classes=classes,
         hashes=tuple(content_hash(joined[i]) for i in range(len(joined))),
         parts=tuple(parts),
@@ -164,7 +163,7 @@ def _pixels(values: NDArray[Any], notes: list[str]) -> NDArray[np.uint8]:
     real = values.dtype.kind == "f"
     top = 1 if real or values.dtype.kind == "b" else 255
     require(
-        0 <= low and high <= top,
+        low >= 0 and high <= top,
         f"{'float' if real else 'integer'} pictures must lie in [0, {top}]",
         f"[{low:g}, {high:g}]",
         "Undo the normalisation, or pass uint8.",

@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..core.validate import require, suggestion
+from headstart.core.validate import require, suggestion
+
+from .folder import SUFFIXES
 from .found import class_order, few
+from .read import Reading
+
+LABELS = ("label", "labels", "class", "target", "y")
+IMAGES = ("image", "img", "file", "filename", "file_name", "path", "image_path")
+TEXTS = ("text", "sentence")
 
 
 def unpack(values: Any) -> list[Any]:
@@ -38,6 +47,7 @@ def labels_from(
     label_type: Literal["auto", "text"] = "auto",
     missing_labels: Literal["refuse", "unlabelled"] = "refuse",
     order: Sequence[str] | None = None,
+    hidden: Collection[int] = (),
 ) -> tuple[NDArray[np.int64], tuple[str, ...], list[str]]:
     """Class indices (-1 for missing), class names, and notes.
 
@@ -47,6 +57,7 @@ def labels_from(
         label_type: "text" accepts numbers beside words.
         missing_labels: what to do with rows without label.
         order: class names in an order that is declared elsewhere.
+        hidden: rows that count as unlabelled whatever they say.
 
     Raises:
         Refused: missing or mixed values, named by row.
@@ -56,7 +67,8 @@ def labels_from(
         ("missing_labels", missing_labels, ("refuse", "unlabelled")),
     ):
         require(word in choices, f"{name} must be one of {choices}", repr(word), suggestion(str(word), choices))
-    empty = [i for i, value in enumerate(values) if missing(value)]
+    values = [None if i in hidden else value for i, value in enumerate(values)]
+    empty = [i for i, value in enumerate(values) if missing(value) and i not in hidden]
     require(
         not empty or missing_labels == "unlabelled",
         f"every row needs a label in {column!r}",
@@ -130,3 +142,35 @@ def numbers_from(values: Sequence[Any], column: str, *, asked: bool) -> NDArray[
 def known_column(flag: str, column: str, columns: Sequence[str]) -> None:
     """Refuse a column that is not there, with the nearest name."""
     require(column in columns, f"{flag} must be a column", repr(column), suggestion(column, columns))
+
+
+def fill(reading: Reading, cells: Mapping[str, list[Any]], where: str) -> Reading:
+    """The flags, filled in where none was given and a column carries a usual name."""
+    columns = list(cells)
+    if reading.label_column is None:
+        usual = [name for name in columns if name.lower() in LABELS]
+        require(
+            len(usual) == 1,
+            f"{where} needs a label column",
+            f"columns {few(map(repr, usual or columns), 12)}",
+            "Name it with label_column=.",
+        )
+        reading = replace(reading, label_column=usual[0])
+    inputs = [reading.image_column, reading.text_column, reading.feature_columns]
+    given = sum(flag is not None for flag in inputs)
+    require(given <= 1, "a task has one kind of input", f"{given} of image_column, text_column, feature_columns",
+            "Pass one of them.")  # fmt: skip
+    if given == 0:
+        free = [name for name in columns if name not in (reading.label_column, reading.split_column)]
+        images = [name for name in free if name.lower() in IMAGES and _pictures(cells[name])]
+        texts = [name for name in free if name.lower() in TEXTS and all(isinstance(c, str) for c in cells[name][:9])]
+        if len(images) == 1:
+            return replace(reading, image_column=images[0])
+        if len(texts) == 1:
+            return replace(reading, text_column=texts[0])
+    return reading
+
+
+def _pictures(cells: Sequence[Any]) -> bool:
+    first = next((cell for cell in cells if not missing(cell)), None)
+    return isinstance(first, bytes | dict) or (isinstance(first, str) and Path(first).suffix.lower() in SUFFIXES)

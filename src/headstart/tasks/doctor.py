@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from dataclasses import fields
 from typing import Any, Literal
 
-from ..core.validate import Refused
+from headstart.core.validate import Refused
+
 from .diagnosis import Diagnosis, Problem, Severity, Suspect
 from .found import Found, few, refuse_unreadable
 from .load import refuse_classes, refuse_parts

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..core.validate import one_of, require
+from headstart.core.validate import one_of, require
+
 from .examples import Images, Picture, Rows, content_hash
 from .found import Found
 
@@ -87,7 +88,7 @@ def glyphs() -> Found:
 
     The embedded models have seen such letters in other fonts, so this shows the machinery, not a hard transfer.
     """
-    from ..worlds.glyphs import render
+    from headstart.worlds.glyphs import render
 
     made = render(1040, 2024, classes="upper", fonts="held-out")
     return pictures(made.images, made.labels, made.classes)

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ..core.validate import require
+from headstart.core.validate import require
+
 from .found import Found, class_order, encoded, few
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff"})

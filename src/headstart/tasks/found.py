@@ -13,7 +13,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from ..core.validate import require
+from headstart.core.validate import require
+
 from .examples import Images, Inputs, Picture, content_hash, open_picture
 
 Modality = Literal["image", "text", "numeric"]

@@ -7,7 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ..core.validate import Refused, require
+from headstart.core.validate import Refused, require
+
 from .folder import PARTS
 from .found import Found, few
 from .read import Reading

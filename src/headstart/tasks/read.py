@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from ..core.validate import require, suggestion
+from headstart.core.validate import require, suggestion
+
 from .embedded import EMBEDDED, read_embedded
 from .found import Found
 

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..core.validate import require
+from headstart.core.validate import require
+
 from .found import few
 
 PARTS = ("train", "validation", "test", "unlabelled")
@@ -86,7 +87,7 @@ def _draw(
     chosen: list[int] = []
     for label in sorted(by_class):
         units = by_class[label]
-        if len(units) == 1:  # one content only: nothing can be drawn without breaking it up
+        if len(units) == 1 and least:  # one content only: it has to be broken up to be tested at all
             units = [[i] for i in units[0]]
         size = sum(map(len, units))
         quota = min(max(least, round(share * size)), size - 1)

@@ -4,23 +4,19 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ..core.validate import Refused, require
+from headstart.core.validate import Refused, require
+
 from .arrays import rows
-from .columns import known_column, labels_from, missing, numbers_from
+from .columns import fill, known_column, labels_from, missing, numbers_from
 from .examples import Inputs, Texts, content_hash
-from .folder import PARTS, SUFFIXES
+from .folder import PARTS
 from .found import Found, Modality, encoded, few, refuse_unreadable, skip_notes
 from .read import Reading
-
-LABELS = ("label", "labels", "class", "target", "y")
-IMAGES = ("image", "img", "file", "filename", "file_name", "path", "image_path")
-TEXTS = ("text", "sentence")
 
 
 def read_table(path: Path, reading: Reading) -> Found:
@@ -66,7 +62,7 @@ def read_frame(
     )
     require(len(frame) > 0, f"{where} must have rows", "none", "Pass a table with examples.")
     cells = {name: frame.iloc[:, i].astype(object).tolist() for i, name in enumerate(columns)}
-    reading = _fill(reading, cells, where)
+    reading = fill(reading, cells, where)
     for flag in ("image_column", "text_column", "label_column", "split_column"):
         if getattr(reading, flag) is not None:
             known_column(flag, getattr(reading, flag), columns)
@@ -76,10 +72,15 @@ def read_frame(
     declared = (order or {}).get(label)
     if declared is None and str(series.dtype) == "category":
         declared = [str(word) for word in series.cat.categories]
-    labels, classes, notes = labels_from(
-        cells[label], label, label_type=reading.label_type, missing_labels=reading.missing_labels, order=declared
-    )
     parts = _parts(cells[reading.split_column], reading.split_column) if reading.split_column else ()
+    labels, classes, notes = labels_from(
+        cells[label],
+        label,
+        label_type=reading.label_type,
+        missing_labels=reading.missing_labels,
+        order=declared,
+        hidden={i for i, part in enumerate(parts) if part == "unlabelled"},
+    )
     if reading.image_column:
         items, names = _files(cells[reading.image_column], root)
         return encoded(items, names, labels=labels, classes=classes, parts=parts, notes=notes,
@@ -96,38 +97,6 @@ def read_frame(
         skipped=skipped,
         notes=(*notes, *more),
     )
-
-
-def _fill(reading: Reading, cells: Mapping[str, list[Any]], where: str) -> Reading:
-    """The flags with the usual names filled in where none was given."""
-    columns = list(cells)
-    if reading.label_column is None:
-        usual = [name for name in columns if name.lower() in LABELS]
-        require(
-            len(usual) == 1,
-            f"{where} needs a label column",
-            f"columns {few(map(repr, usual or columns), 12)}",
-            "Name it with label_column=.",
-        )
-        reading = replace(reading, label_column=usual[0])
-    inputs = [reading.image_column, reading.text_column, reading.feature_columns]
-    given = sum(flag is not None for flag in inputs)
-    require(given <= 1, "a task has one kind of input", f"{given} of image_column, text_column, feature_columns",
-            "Pass one of them.")  # fmt: skip
-    if given == 0:
-        free = [name for name in columns if name not in (reading.label_column, reading.split_column)]
-        images = [name for name in free if name.lower() in IMAGES and _pictures(cells[name])]
-        texts = [name for name in free if name.lower() in TEXTS and all(isinstance(c, str) for c in cells[name][:9])]
-        if len(images) == 1:
-            return replace(reading, image_column=images[0])
-        if len(texts) == 1:
-            return replace(reading, text_column=texts[0])
-    return reading
-
-
-def _pictures(cells: Sequence[Any]) -> bool:
-    first = next((cell for cell in cells if not missing(cell)), None)
-    return isinstance(first, bytes | dict) or (isinstance(first, str) and Path(first).suffix.lower() in SUFFIXES)
 
 
 def _parts(cells: Sequence[Any], column: str) -> list[str]:

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..core.validate import finite, require
+from headstart.core.validate import finite, require
+
 from . import split
 from .examples import Examples
 from .found import Modality

@@ -13,13 +13,16 @@ from torch import nn
 from headstart.core.plan import Term
 from headstart.core.validate import one_of, require
 
+from .attack import ATTACK
 from .every import EVERY
 from .merge_rule import MERGE_RULE
 from .score import SCORE
 from .subject import Check, Kind, Subject
 from .surgery import SURGERY
+from .tactic import CONTINUAL, TACTIC
+from .term import TERM
 
-KINDS: dict[str, Kind] = {kind.name: kind for kind in (SCORE, MERGE_RULE, SURGERY)}
+KINDS: dict[str, Kind] = {kind.name: kind for kind in (SCORE, MERGE_RULE, SURGERY, TERM, TACTIC, CONTINUAL, ATTACK)}
 
 
 def kind_of(method: Any) -> str:

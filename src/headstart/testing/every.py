@@ -60,7 +60,7 @@ def docstring_sections(subject: Subject) -> None:
 def _plain(value: Any) -> bool:
     if isinstance(value, tuple):
         return all(map(_plain, value))
-    nested = is_dataclass(value) and all(_plain(getattr(value, f.name)) for f in fields(value))
+    nested = is_dataclass(value) and all(_plain(getattr(value, f.name)) for f in fields(value) if f.init)
     return nested or isinstance(value, int | float | str | bool | None)
 
 
@@ -176,7 +176,7 @@ EVERY = (
     Check(paper_complete),
     Check(docstring_sections),
     Check(repr_gives_it_back, _is_plain_data),
-    Check(nan_settings_refused, _is_plain_data),
+    Check(nan_settings_refused, lambda s: is_dataclass(s.make())),
     Check(inputs_untouched),
     Check(random_state_untouched, lambda s: not s.kind.draws),
     Check(same_result_again),

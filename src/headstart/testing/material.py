@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from functools import cache
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -13,14 +13,19 @@ from headstart.core.evidence import Evidence
 from headstart.core.plan import Plan, sgd
 from headstart.core.rng import seeded
 from headstart.core.stream import Batch, Batches
-from headstart.core.surgery import freeze
+from headstart.core.surgery import freeze, matching, replace_layers
 
 from .subject import Subject
 
 
-@cache
 def digits() -> tuple[Tensor, Tensor]:
     """The UCI digits of scikit-learn in a fixed random order: x (1797, 1, 8, 8) in [0, 1], y (1797,)."""
+    x, y = _digits()
+    return x.clone(), y.clone()  # a method that writes into its input spoils its own copy only
+
+
+@cache
+def _digits() -> tuple[Tensor, Tensor]:
     from sklearn.datasets import load_digits
 
     data = load_digits()
@@ -76,3 +81,31 @@ def sample_evidence(n: int = 60, d: int = 5, classes: int = 3, dtype: torch.dtyp
     features = centres[labels] + torch.randn(n, d, generator=generator)
     logits = torch.randn(n, 4, generator=generator) + 2 * torch.eye(4)[labels % 4]
     return Evidence(features=features.to(dtype), labels=labels, logits=logits.to(dtype))
+
+
+class LowRank(nn.Module):
+    """A linear layer beside which a thin one is trained: the operated layer of `Thin`."""
+
+    def __init__(self, layer: nn.Linear) -> None:
+        super().__init__()
+        self.layer = layer
+        self.down = nn.Parameter(torch.full((2, layer.in_features), 0.1).to(layer.weight))
+        self.up = nn.Parameter(torch.zeros(layer.out_features, 2).to(layer.weight))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x) + x @ self.down.T @ self.up.T  # type: ignore[no-any-return]
+
+
+class Thin:
+    """A plain low-rank surgery, to see whether tactics compose with one."""
+
+    def apply(self, model: nn.Module) -> nn.Module:
+        return replace_layers(freeze(model), matching(model, "*", nn.Linear), lambda old: LowRank(cast(nn.Linear, old)))
+
+    def fold(self, model: nn.Module) -> nn.Module:
+        def folded(layer: nn.Module) -> nn.Module:
+            assert isinstance(layer, LowRank)
+            layer.layer.weight.data += layer.up.detach() @ layer.down.detach()
+            return layer.layer
+
+        return replace_layers(model, [n for n, m in model.named_modules() if isinstance(m, LowRank)], folded)

@@ -54,7 +54,8 @@ class DANN:
     Cost: one forward and backward over both batches, about twice a step on the source alone; one small head more.
 
     Notes: a domain loss near 2 log 2 = 1.39 means success or a dead head: train with strength=0 to see which. Near 0
-    the head wins: raise `strength` or lower the learning rate. The paper's rate is `sgd(0.01)` under `annealed`.
+    the head wins: raise `strength` or lower the learning rate. The paper's rate is `sgd(0.01, 0.9)` under `annealed`;
+    on small problems momentum lets the two players circle, and plain `sgd` is better.
 
     Raises:
         Refused: an empty target, an argument out of range, an unknown layer, or a plan that already has a "domain".
@@ -87,11 +88,11 @@ class DANN:
         device = next(model.parameters()).device
         with torch.no_grad(), tapped(model, [layer]) as seen, seeded(self.seed):
             model(each(lambda t: t.to(device), as_batch(first).x))
-            domain = Domain(layer, seen[layer].flatten(1).shape[1], self.hidden, self.gamma, self.strength)
+            features = seen[layer].flatten(1)
+            domain = Domain(layer, features.shape[1], self.hidden, self.gamma, self.strength).to(features)
         terms = {name: On("source", term) for name, term in plan.terms.items()}
-        return replace(plan, stream=Parts({"source": plan.stream, "target": self.target}), terms=terms).plus(
-            domain=domain
-        )
+        stream = Parts({"source": plan.stream, "target": self.target})
+        return replace(plan, stream=stream, terms=terms).plus(domain=domain)
 
 
 class Domain(Term):

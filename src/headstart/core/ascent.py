@@ -53,7 +53,8 @@ class Ball:
         if self.norm == "linf":
             delta = (moved - x).clamp(-self.radius, self.radius)
         else:
-            delta = (moved - x) * (self.radius / _norm(moved - x).clamp_min(self.radius or 1)).clamp(max=1)
+            tiny = torch.finfo(x.dtype).tiny  # a radius that x's dtype rounds to zero must not give 0 / 0
+            delta = (moved - x) * (self.radius / _norm(moved - x).clamp_min(max(self.radius, tiny))).clamp(max=1)
         return (x + delta).clamp(*bounds)
 
 

@@ -1,1 +1,7 @@
+"""Which model to start from: scores of what a model already knows of the target."""
 
+from .gbc import GBC as GBC
+from .hscore import HScore as HScore
+from .knn import KNN as KNN
+from .leep import LEEP as LEEP
+from .logme import LogME as LogME

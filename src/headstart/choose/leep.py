@@ -1,0 +1,55 @@
+"""Score a model by how well its own classes predict the target's."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from headstart.core.evidence import Evidence, classes_of
+from headstart.core.paper import Paper
+
+PAPER = Paper(
+    title="LEEP: A New Measure to Evaluate Transferability of Learned Representations",
+    authors="Nguyen et al.",
+    year=2020,
+    arxiv="2002.12462",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LEEP:
+    """How likely the labels are if all that is known of an example is the model's own classes; 0 is the best.
+
+    The mean log likelihood of the labels under the mixture sum over s of p(s | x) p(y | s), p(y | s) being counted on
+    the same examples.
+
+    Shape: logits (n, s) over the source classes, labels (n,); at most 0, and -entropy(y) for a model that says nothing.
+
+    Use it when: the models were trained with labels, and their classes may resemble the target's.
+    Not when: a model has no classifier of its own (self-supervised), or models differ much in number of classes.
+
+    Cost: O(n s); the n x s x c product of the definition is never formed.
+
+    Notes: does not look at the features. Logits become probabilities by a softmax in float64.
+
+    Raises:
+        Refused: no logits, no labels, fewer than two classes, NaN.
+
+    Reference: Nguyen et al. 2020, equations 1 and 2.
+
+    >>> logits = torch.tensor([[50.0, 0.0], [50.0, 0.0], [0.0, 50.0]])
+    >>> evidence = Evidence(features=logits, logits=logits, labels=torch.tensor([4, 4, 2]))
+    >>> round(LEEP().score(evidence), 6)
+    0.0
+    """
+
+    def score(self, evidence: Evidence) -> float:
+        """The mean log expected empirical prediction."""
+        logits, labels = evidence.need("logits", "labels")
+        labels, classes = classes_of(labels)
+        p = logits.double().softmax(1)
+        joint = p.new_zeros(classes, p.shape[1]).index_add_(0, labels, p)  # (c, s)
+        mass = joint.sum(0)
+        conditional = torch.where(mass > 0, joint / mass, 0.0)  # a source class that nothing belongs to says nothing
+        return float((p * conditional[labels]).sum(1).log().mean())

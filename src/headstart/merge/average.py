@@ -1,0 +1,77 @@
+"""Average the weights of several models."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from headstart.core.paper import Paper
+from headstart.core.validate import require
+from headstart.core.weights import Weights, by_tensor
+
+PAPER = Paper(
+    title="Model soups: averaging weights of multiple fine-tuned models improves accuracy without increasing inference "
+    "time",
+    authors="Wortsman et al.",
+    year=2022,
+    arxiv="2203.05482",
+    code="https://github.com/mlfoundations/model-soups",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Average:
+    """One model that is the mean of several fine-tuned from the same start; costs nothing extra to run.
+
+    Args:
+        weights: how much each model counts, >= 0, in the order of the models; divided by their sum. None counts all
+            alike, as the paper's uniform soup does.
+
+    Use it when: the models share one pretrained start and one architecture, and there is no data to merge with.
+    Not when: they were trained from different starts (align them first) or for conflicting tasks (see `Ties`).
+
+    Cost: one pass; memory of one tensor from each model when streamed.
+
+    Notes: sums in float64, so k copies of a model give it back bit for bit up to float32.
+
+    Raises:
+        Refused: no model, weights that do not fit the models, differing names or shapes, NaN.
+
+    Reference: Wortsman et al. 2022, section 2 (uniform soup).
+
+    >>> Average().merge([{"w": torch.tensor([0.0, 2.0])}, {"w": torch.tensor([4.0, 2.0])}])
+    {'w': tensor([2., 2.])}
+    """
+
+    weights: tuple[float, ...] | None = None
+    scope: ClassVar[Literal["tensor", "model"]] = "tensor"
+
+    def __post_init__(self) -> None:
+        given = (1.0,) if self.weights is None else self.weights
+        good = all(math.isfinite(w) and w >= 0 for w in given) and sum(given) > 0
+        require(good, "Average needs finite weights >= 0, not all 0", self.weights, "Pass one positive number a model.")
+
+    @property
+    def symmetric(self) -> bool:
+        """Whether the order of the models does not matter."""
+        return len(set(self.weights or ())) <= 1
+
+    def merge(
+        self, models: Sequence[Weights], *, base: Weights | None = None, importance: Sequence[Weights] | None = None
+    ) -> dict[str, Tensor]:
+        """The mean of each tensor; integer tensors are copied from `base`, else from the first model."""
+        require(importance is None, "Average counts whole models", "importance=", "Leave it out, or pass weights=.")
+        given = self.weights or (1.0,) * len(models)
+        require(len(given) == len(models), f"Average needs one weight for each of {len(models)} models", len(given),
+                "Pass as many weights as models.")  # fmt: skip
+        share = torch.tensor(given, dtype=torch.float64)
+
+        def mean(_name: str, stacked: Tensor, _base: Tensor | None, _importance: Tensor | None) -> Tensor:
+            return torch.einsum("k,k...->...", share.to(stacked.device), stacked.double()) / share.sum()
+
+        return by_tensor(mean, models, base)

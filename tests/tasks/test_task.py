@@ -138,7 +138,8 @@ def test_the_manifest_follows_content_labels_and_split() -> None:
     swapped = Y.copy()
     swapped[[0, 1]] = swapped[[1, 0]]
     manifests = [
-        t.manifest for t in (task(), task(seed=1), load_task((changed, Y)), load_task((X, swapped)), task(test_share=0.4))
+        t.manifest
+        for t in (task(), task(seed=1), load_task((changed, Y)), load_task((X, swapped)), task(test_share=0.4))
     ]
     assert len(set(manifests)) == 5
     assert task().manifest == manifests[0]

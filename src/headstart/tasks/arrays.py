@@ -154,7 +154,7 @@ def _pixels(values: NDArray[Any], notes: list[str]) -> NDArray[np.uint8]:
     """(n, H, W), (n, H, W, C) or (n, C, H, W) to uint8 (n, H, W, 3)."""
     if values.ndim == 3:
         values = values[..., None]
-    if values.shape[-1] not in (1, 3, 4) and values.shape[1] in (1, 3, 4):
+    if values.shape[-1] not in (1, 3, 4) and values.shape[1] in (1, 3):
         values = np.moveaxis(values, 1, -1)
         notes.append("pictures came channels first and were turned to (n, H, W, C)")
     require(values.shape[-1] in (1, 3, 4) and min(values.shape) > 0, "pictures must have 1, 3 or 4 channels",

@@ -114,11 +114,12 @@ def load(path: Path, names: Sequence[str], classes: Sequence[str]) -> tuple[Part
         content: Any = json.loads(path.read_text())
     except (OSError, ValueError) as error:
         content = f"{type(error).__name__}"
-    good = isinstance(content, dict) and content.get("format") == FORMAT
+    known = isinstance(content, dict) and content.get("format") == FORMAT
+    lacks = [key for key in ("classes", *PARTS) if key not in content] if known else []
     require(
-        good,
+        known and not lacks,
         f"split={path} must be a split that save_split wrote",
-        content if isinstance(content, str) else "another kind of JSON",
+        content if isinstance(content, str) else f"one without {few(lacks, 5)}" if known else "another kind of JSON",
         "Pass the path given to save_split.",
     )
     require(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ def read_table(path: Path, reading: Reading) -> Found:
             tool("pyarrow")
             frame = pandas.read_parquet(path)
         elif suffix in (".jsonl", ".ndjson"):
-            frame = pandas.read_json(path, lines=True, dtype=False, convert_dates=False)
+            frame = pandas.DataFrame.from_records(_records(path))
         else:  # as text, so that the label "01" stays what it is
             frame = pandas.read_csv(path, sep="\t" if suffix == ".tsv" else ",", dtype=str, encoding="utf-8-sig")
     except (ValueError, OSError) as error:  # pandas' and pyarrow's own errors are ValueErrors
@@ -37,6 +38,22 @@ def read_table(path: Path, reading: Reading) -> Found:
             f"{path} must be a readable {suffix} table; got {first}. Look at that place in the file."
         ) from error
     return read_frame(frame, reading, where=str(path), root=path.parent)
+
+
+def _records(path: Path) -> list[dict[str, Any]]:
+    """The objects of a file of JSON lines; blank lines are passed over."""
+    records = []
+    for number, line in enumerate(path.read_text(encoding="utf-8-sig").split("\n"), 1):
+        if line.strip():
+            try:
+                record = json.loads(line)
+            except ValueError as error:
+                raise ValueError(f"line {number}: {error}") from None
+            require(
+                isinstance(record, dict), f"each line of {path} must be a JSON object", f"line {number}", "Repair it."
+            )
+            records.append(record)
+    return records
 
 
 def read_frame(

@@ -20,7 +20,8 @@ def made(architecture: str, classes: int = 7) -> nn.Module:
 def test_ends_in_a_linear_head_of_the_asked_width(architecture):
     model = made(architecture)
     head = model.get_submodule("head")
-    assert isinstance(head, nn.Linear) and head.out_features == 7
+    assert isinstance(head, nn.Linear)
+    assert head.out_features == 7
     seen = []
     head.register_forward_hook(lambda module, args, output: seen.append((args[0], output)))
     logits = model(torch.rand(5, 3, 32, 32))

@@ -19,7 +19,8 @@ def test_classes_are_drawn_evenly_and_named_in_order():
     _, labels, classes = glyphs.render(100, 0, classes="letters+digits")
     counts = np.bincount(labels, minlength=len(classes))
     assert counts.max() - counts.min() <= 1
-    assert classes[:3] == ("a", "b", "c") and classes[-1] == "9"
+    assert classes[:3] == ("a", "b", "c")
+    assert classes[-1] == "9"
 
 
 def test_training_and_held_out_fonts_share_nothing():

@@ -6,7 +6,8 @@ from collections.abc import Callable
 
 from torch import nn
 
-from ..core.validate import one_of, require
+from headstart.core.validate import one_of, require
+
 from .convolutional import Depthwise, Plain, Residual
 from .tokens import Attention, Mixer, Perceptron
 

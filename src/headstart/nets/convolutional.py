@@ -26,7 +26,8 @@ class Plain(nn.Module):
         self.head = nn.Linear(16 * w, classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.head(F.avg_pool2d(self.layers(x), 2).flatten(1))
+        logits: Tensor = self.head(F.avg_pool2d(self.layers(x), 2).flatten(1))
+        return logits
 
 
 def _unit(inputs: int, outputs: int, stride: int) -> nn.Sequential:
@@ -55,7 +56,8 @@ class Residual(nn.Module):
         self.head = nn.Linear(8 * w, classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.blocks(self.stem(x)).mean((2, 3)))
+        logits: Tensor = self.head(self.blocks(self.stem(x)).mean((2, 3)))
+        return logits
 
 
 class _Block(nn.Module):
@@ -92,7 +94,8 @@ class Depthwise(nn.Module):
         self.head = nn.Linear(2 * width, classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.norm(self.far(self.down(self.near(self.stem(x)))).mean((2, 3))))
+        logits: Tensor = self.head(self.norm(self.far(self.down(self.near(self.stem(x)))).mean((2, 3))))
+        return logits
 
 
 class _Mixing(nn.Module):
@@ -105,4 +108,5 @@ class _Mixing(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.norm(self.space(x).permute(0, 2, 3, 1))  # (n, H, W, width)
-        return x + self.narrow(F.gelu(self.widen(y))).permute(0, 3, 1, 2)
+        change: Tensor = self.narrow(F.gelu(self.widen(y)))
+        return x + change.permute(0, 3, 1, 2)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -23,7 +25,7 @@ class Attention(nn.Module):
         super().__init__()
         sides = [3, width // 4, width // 2, width]
         stem: list[nn.Module] = []
-        for inputs, outputs in zip(sides[:-1], sides[1:], strict=True):
+        for inputs, outputs in pairwise(sides):
             stem += [nn.Conv2d(inputs, outputs, 3, 2, padding=1), nn.GELU()]
         self.stem = nn.Sequential(*stem)
         self.position = nn.Parameter(torch.zeros(1, 16, width))
@@ -34,7 +36,8 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         tokens = self.stem(x).flatten(2).transpose(1, 2) + self.position  # (n, 16, width)
-        return self.head(self.norm(self.blocks(tokens).mean(1)))
+        logits: Tensor = self.head(self.norm(self.blocks(tokens).mean(1)))
+        return logits
 
 
 class _Attending(nn.Module):
@@ -50,7 +53,8 @@ class _Attending(nn.Module):
         n, t, d = x.shape
         q, k, v = self.look(self.norm(x)).view(n, t, 3, self.heads, d // self.heads).permute(2, 0, 3, 1, 4)
         x = x + self.join(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(n, t, d))
-        return x + self.think(x)
+        out: Tensor = x + self.think(x)
+        return out
 
 
 class Mixer(nn.Module):
@@ -77,7 +81,8 @@ class Mixer(nn.Module):
         for across, along in zip(self.across, self.along, strict=True):
             x = x + across(x)
             x = x + along(x.transpose(1, 2)).transpose(1, 2)
-        return self.head(self.norm(x.mean(2)))
+        logits: Tensor = self.head(self.norm(x.mean(2)))
+        return logits
 
 
 class Perceptron(nn.Module):
@@ -99,7 +104,8 @@ class Perceptron(nn.Module):
         self.head = nn.Linear(width, classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.layers(F.avg_pool2d(x, 2).flatten(1)))
+        logits: Tensor = self.head(self.layers(F.avg_pool2d(x, 2).flatten(1)))
+        return logits
 
 
 def _perceptron(width: int, hidden: int) -> nn.Sequential:

@@ -14,9 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..core.validate import one_of, require
+from headstart.core.validate import one_of, require
+
 from .pictures import CHUNK, Pictures, asked, coarse, eight_bit, painted, uniform
-from .warp import warp
+from .warp import signed_distance, warp
 
 _CANVAS = 64  # side of the distance images
 _BODY = 44  # longest side of a glyph inside its canvas, so that thick pens have room
@@ -127,7 +128,6 @@ def _atlas(characters: str, fonts: tuple[str, ...]) -> tuple[Tensor, Tensor]:
 
 def _distance(font: Any, character: str) -> np.ndarray:
     from PIL import Image, ImageDraw
-    from scipy.ndimage import distance_transform_edt
 
     canvas = Image.new("L", (288, 288))
     ImageDraw.Draw(canvas).text((96, 96), character, fill=255, font=font)
@@ -136,5 +136,4 @@ def _distance(font: Any, character: str) -> np.ndarray:
     glyph = glyph.resize([max(1, round(side * scale)) for side in glyph.size], Image.Resampling.BOX)
     frame = Image.new("L", (_CANVAS, _CANVAS))
     frame.paste(glyph, ((_CANVAS - glyph.width) // 2, (_CANVAS - glyph.height) // 2))
-    ink = np.asarray(frame) > 127
-    return (distance_transform_edt(ink) - distance_transform_edt(~ink)).astype(np.float32)
+    return signed_distance(np.asarray(frame) > 127)

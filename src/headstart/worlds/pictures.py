@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..core.validate import require
+from headstart.core.validate import require
 
 CHUNK = 1024  # images made at a time: bounds memory, and fixes the order of random draws
 

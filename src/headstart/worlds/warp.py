@@ -1,4 +1,4 @@
-"""Random geometry: each picture is looked at through its own affine map and smooth distortion."""
+"""Random geometry: each picture is seen through its own affine map and smooth distortion."""
 
 from __future__ import annotations
 
@@ -53,3 +53,11 @@ def warp(
         lattice = elastic * normal(rng, n, 2, 4, 4)
         grid = grid + F.interpolate(lattice, (size, size), mode="bicubic", align_corners=True).permute(0, 2, 3, 1)
     return F.grid_sample(images, grid, mode="bilinear", padding_mode="border", align_corners=False)
+
+
+def signed_distance(ink: np.ndarray) -> np.ndarray:
+    """Distance of every pixel to the outline of a drawing, positive inside; float32, in pixels."""
+    from scipy.ndimage import distance_transform_edt
+
+    distance: np.ndarray = distance_transform_edt(ink) - distance_transform_edt(~ink)
+    return distance.astype(np.float32)

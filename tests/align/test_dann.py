@@ -20,6 +20,10 @@ from headstart.core.stream import Batches
 from headstart.core.taps import tapped
 from headstart.core.validate import Refused
 from headstart.distill import SoftTargets
+from headstart.testing import contract
+from headstart.testing.material import digits
+
+test_contract = contract(DANN(Batches(x=digits()[0][:256].flip(3))), refuses=[lambda: DANN([], hidden=-1)])
 
 
 def model_of(seed: int = 0) -> nn.Module:

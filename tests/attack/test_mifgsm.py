@@ -14,6 +14,10 @@ from headstart.attack import MIFGSM
 from headstart.core.ascent import misclassify, reach
 from headstart.core.rng import seeded
 from headstart.core.validate import Refused
+from headstart.testing import contract
+
+test_contract = contract(MIFGSM())
+test_contract_l2 = contract(MIFGSM(radius=0.5, norm="l2"))
 
 
 def model_of(seed: int = 0) -> nn.Module:

@@ -16,6 +16,16 @@ from headstart.core.plan import Batch, Plan, Step, adamw
 from headstart.core.stream import Batches
 from headstart.core.validate import Refused
 from headstart.distill import SoftTargets
+from headstart.testing import contract
+from headstart.testing.material import digits, trained
+
+TEACHER = trained()
+test_contract = contract(
+    lambda: SoftTargets(TEACHER),
+    teachers=[TEACHER],
+    optimum=lambda term: Step(TEACHER, Batch(digits()[0][:16])),
+    refuses=[lambda: SoftTargets(TEACHER, temperature=0.0)],
+)
 
 
 class Says(nn.Module):

@@ -17,6 +17,9 @@ from headstart.core.statistics import diagonal_fisher
 from headstart.core.stream import Batches
 from headstart.core.validate import Refused
 from headstart.retain import EWC
+from headstart.testing import contract
+
+test_contract = contract(EWC(), refuses=[lambda: EWC(strength=-1.0)])
 
 
 def model_of(seed: int = 0, classes: int = 3) -> nn.Module:

@@ -261,7 +261,7 @@ Change = Callable[[dict[str, Any]], Any]
         (lambda split: split | {"classes": ["a", "c"]}, "classes of the target"),
         (lambda split: split | {"train": [*split["train"], "row 77"]}, "1 missing (row 77)"),
         (lambda split: [], "another kind of JSON"),
-        (lambda split: {"format": split["format"]}, "one without classes, train"),
+        (lambda split: {"format": split["format"]}, "one without classes, manifest, train"),
     ],
     ids=["format", "classes", "names", "list", "incomplete"],
 )

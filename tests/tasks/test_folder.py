@@ -107,6 +107,21 @@ def test_ignored_things_are_noted(folder: Make) -> None:
     assert "empty/ holds no picture and is no class" in task.notes
 
 
+def test_copies_that_the_folders_put_into_train_and_test_are_noted(folder: Make) -> None:
+    folder({"cat": 6, "dog": 6}, under="train")
+    root = folder({"cat": 3, "dog": 3}, under="test")
+    (root / "test/cat/000.png").write_bytes((root / "train/cat/000.png").read_bytes())
+    assert load_task(root).notes == ("1 test examples are exact copies of training or validation examples",)
+
+
+def test_an_embedded_name_wins_over_a_folder_and_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "wine").mkdir()
+    monkeypatch.chdir(tmp_path)
+    task = load_task("wine")
+    assert task.modality == "numeric"
+    assert task.notes == ("this is the embedded task; for the local wine, write ./wine",)
+
+
 def test_copies_of_a_picture_stay_on_one_side(folder: Make) -> None:
     root = folder({"cat": 9, "dog": 9})
     for file in sorted((root / "cat").iterdir()):

@@ -104,6 +104,11 @@ def test_labels_stay_as_written(tmp_path: Path) -> None:
     assert load_task(write(table, tmp_path / "data.csv"), label_column="kind").classes == ("01", "1")
 
 
+def test_a_class_may_be_called_none(tmp_path: Path) -> None:
+    table = frame().assign(kind=np.where(np.arange(40) % 2, "None", "some"))
+    assert load_task(write(table, tmp_path / "data.csv"), label_column="kind").classes == ("None", "some")
+
+
 def test_whole_numbers_and_booleans_become_words() -> None:
     assert load_task(frame().assign(kind=np.arange(40.0) % 2 + 9), label_column="kind").classes == ("9", "10")
     assert load_task(frame().assign(kind=np.arange(40) % 2 == 0), label_column="kind").classes == ("False", "True")

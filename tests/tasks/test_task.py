@@ -120,7 +120,7 @@ def test_a_saved_split_holds_no_label(tmp_path: Path) -> None:
     path = tmp_path / "split.json"
     task().save_split(path)
     assert set(json.loads(path.read_text())) == {
-        "format", "target", "seed", "classes", "train", "validation", "test", "unlabelled",
+        "format", "target", "seed", "manifest", "classes", "train", "validation", "test", "unlabelled",
     }  # fmt: skip
 
 
@@ -129,7 +129,16 @@ def test_new_rows_beside_a_saved_split_are_left_out_with_a_note(tmp_path: Path) 
     load_task((X[:30], Y[:30])).save_split(path)
     t = task(split=path)
     assert sum(map(len, (t.train, t.validation, t.test, t.unlabelled))) == 30
-    assert any("10 examples are not in the saved split" in note for note in t.notes)
+    assert t.notes == ("10 examples are not in the saved split and were left out",)
+
+
+def test_changed_content_beside_a_saved_split_is_noted(tmp_path: Path) -> None:
+    path = tmp_path / "split.json"
+    task().save_split(path)
+    changed = X.copy()
+    changed[3] = -1
+    assert task(split=path).notes == ()
+    assert load_task((changed, Y), split=path).notes == ("content or labels have changed since the split was saved",)
 
 
 def test_the_manifest_follows_content_labels_and_split() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
+from decimal import Decimal
 from pathlib import Path
 from typing import Any, Literal
 
@@ -93,7 +94,7 @@ def labels_from(
 def _kind(value: Any) -> str:
     if isinstance(value, str):
         return "numbers" if number(value) is not None else "words"
-    return "numbers" if isinstance(value, int | float | np.number) else f"a {type(value).__name__}"
+    return "numbers" if isinstance(value, int | float | np.number | Decimal) else f"a {type(value).__name__}"
 
 
 def _word(value: Any) -> str:
@@ -106,7 +107,7 @@ def number(value: Any) -> float | None:
     """The number a cell holds, NaN where it is missing, None where it holds something else."""
     if missing(value):
         return math.nan
-    if isinstance(value, str | int | float | np.number):
+    if isinstance(value, str | int | float | np.number | Decimal):
         try:
             return float(value)
         except ValueError:

@@ -10,9 +10,9 @@ from typing import Any, Literal
 
 from headstart.core.validate import Refused
 
+from . import refuse
 from .diagnosis import Diagnosis, Problem, Severity, Suspect
 from .found import Found, few, refuse_unreadable
-from .load import refuse_classes, refuse_parts
 from .neighbours import suspicious
 from .read import Reading, read
 from .split import PARTS, assign
@@ -113,9 +113,9 @@ def _errors(found: Found, max_unreadable: float) -> tuple[list[Problem], dict[st
     except Refused as refusal:
         problems.append(Problem(severity="error", says=str(refusal)))
     try:
-        refuse_classes(found)
+        refuse.classes_of(found)
         parts = assign(found.labels, found.groups or found.hashes, found.parts)
-        refuse_parts(found, parts, None)
+        refuse.parts_of(found, parts, None)
     except Refused as refusal:
         problems.append(Problem(severity="error", says=str(refusal)))
         return problems, dict(Counter(part for part in found.parts if part))

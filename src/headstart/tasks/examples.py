@@ -36,7 +36,8 @@ def open_picture(source: Path | bytes, *, at_least: int | None = None) -> Any:
         image: Any = ImageOps.exif_transpose(opened)
     if image.mode.startswith("I") or image.mode == "F":  # 16 bits and wider: convert("RGB") would clip, not scale
         values = np.asarray(image, dtype=np.float64)
-        top = 65535.0 if values.max(initial=0) > 255 else 255.0
+        highest = values.max(initial=0)  # "I" and "F" do not say what white is
+        top = 65535.0 if image.mode.startswith("I;16") or highest > 255 else 1.0 if highest <= 1 else 255.0
         image = Image.fromarray((np.clip(values / top, 0, 1) * 255).round().astype(np.uint8))
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         image = image.convert("RGBA")
@@ -137,7 +138,7 @@ def content_hash(item: Path | bytes | str | NDArray[Any]) -> str:
     return hashlib.sha256(item).hexdigest()
 
 
-@dataclass(frozen=True, kw_only=True, repr=False)
+@dataclass(frozen=True, kw_only=True, repr=False, eq=False)
 class Examples:
     """Some examples of a task; axis 0 is the example in every field.
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from dataclasses import replace
+from numbers import Integral
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,9 +14,10 @@ import torch
 
 from headstart.core.validate import require
 
+from . import refuse
 from . import split as splits
 from .examples import Examples
-from .found import Found, few
+from .found import Found
 from .read import Reading, read
 from .task import Seal, Task
 
@@ -71,8 +74,10 @@ def load_task(
     >>> len(task.train), len(task.validation), task.test.labels is None
     (15, 0, True)
     """
-    require(isinstance(seed, int) and seed >= 0, "seed must be a whole number >= 0", repr(seed), "Pass 0, 1, 2 ...")
-    _shares(test_share, validation_share)
+    require(
+        isinstance(seed, Integral) and seed >= 0, "seed must be a whole number >= 0", repr(seed), "Pass 0, 1, 2 ..."
+    )
+    refuse.shares(test_share, validation_share)
     reading = Reading(
         image_column=image_column,
         text_column=text_column,
@@ -84,12 +89,12 @@ def load_task(
         max_unreadable=max_unreadable,
     )
     found, short, again = read(target, reading)
-    refuse_classes(found)
+    refuse.classes_of(found)
     classes, notes = found.classes, list(found.notes)
     if split is not None:
         require(labels_per_class is None, "split= already says who is labelled", f"labels_per_class={labels_per_class}",
                 "Pass one of the two.")  # fmt: skip
-        parts, classes = splits.load(Path(split), found.names, found.classes)
+        parts, classes, saved = splits.load(Path(split), found.names, found.classes)
         if (parts == "").any():
             notes.append(f"{int((parts == '').sum())} examples are not in the saved split and were left out")
     else:
@@ -97,13 +102,16 @@ def load_task(
             found.labels,
             found.groups or found.hashes,
             found.parts,
-            labels_per_class=_labels_per_class(labels_per_class),
+            labels_per_class=refuse.whole_labels(labels_per_class),
             seed=seed,
             test_share=test_share,
             validation_share=validation_share,
         )
-        refuse_parts(found, parts, labels_per_class)
-    return _seal(found, parts, classes, seed=seed, name=name or short, target=again, notes=notes)
+        refuse.parts_of(found, parts, labels_per_class)
+    task = _seal(found, parts, classes, seed=int(seed), name=name or short, target=again, notes=notes)
+    if split is None or task.manifest == saved:
+        return task
+    return replace(task, notes=(*notes, "content or labels have changed since the split was saved"))
 
 
 def _seal(
@@ -118,8 +126,12 @@ def _seal(
         for part in ("test", "unlabelled")
     }
     manifest = hashlib.sha256("\x00".join(classes).encode())
-    for line in zip(found.names, found.hashes, labels.tolist(), parts, strict=True):
-        manifest.update(repr(line).encode())
+    for line in zip(found.names, found.hashes, labels.tolist(), parts.tolist(), strict=True):
+        if line[-1]:
+            manifest.update(repr(line).encode())
+    copies = set(bare["test"].hashes) & {*chosen["train"].hashes, *chosen["validation"].hashes}
+    if copies:
+        notes.append(f"{len(copies)} test examples are exact copies of training or validation examples")
     return Task(
         name=name,
         modality=found.modality,
@@ -133,61 +145,4 @@ def _seal(
         manifest=manifest.hexdigest(),
         notes=tuple(notes),
         seal=Seal(chosen["test"].labels),
-    )
-
-
-def refuse_classes(found: Found) -> None:
-    """Refuse fewer than two classes, and a class with fewer than two examples."""
-    counts = np.bincount(found.labels[found.labels >= 0], minlength=len(found.classes))
-    present = [word for word, count in zip(found.classes, counts, strict=True) if count]
-    require(
-        len(present) >= 2,
-        "a task needs at least two classes with readable examples",
-        f"{len(present)} ({few(present)})",
-        "Add examples of another class, or name another label column.",
-    )
-    short = [f"{word!r} has {count}" for word, count in zip(found.classes, counts, strict=True) if count < 2]
-    continuous = len(short) > len(found.classes) / 2
-    require(
-        not short,
-        "every class needs at least two examples, one to train and one to test on",
-        few(short),
-        "These labels look like numbers to predict, which headstart does not do; bin them into classes first."
-        if continuous
-        else "Add examples, or leave the class out.",
-    )
-
-
-def refuse_parts(found: Found, parts: splits.Parts, labels_per_class: int | None) -> None:
-    """Refuse an empty test, a class that only the test has, and more labels a class than there are."""
-    test = found.labels[(parts == "test")]
-    require(len(test) > 0, "the test part must hold labelled examples", 0, "Label them, or leave the test part out.")
-    train = np.bincount(found.labels[parts == "train"], minlength=len(found.classes))
-    require(
-        bool((train > 0).all()),
-        "every class needs a training example",
-        f"none of {few(repr(word) for word, count in zip(found.classes, train, strict=True) if not count)}",
-        "Add some, or leave the class out.",
-    )
-    if labels_per_class is not None:
-        least = int(train.argmin())
-        require(
-            bool((train >= labels_per_class).all()),
-            f"labels_per_class={labels_per_class} needs that many training examples of every class",
-            f"{train[least]} of {found.classes[least]!r} after the test split",
-            f"Pass at most {train[least]}.",
-        )
-
-
-def _labels_per_class(k: int | None) -> int | None:
-    require(k is None or (isinstance(k, int) and k >= 1), "labels_per_class must be >= 1", k, "Pass None for all.")
-    return k
-
-
-def _shares(test: float, validation: float) -> None:
-    require(
-        0 < test < 1 and 0 <= validation < 1 and test + validation < 1,
-        "test_share must be above 0, validation_share at least 0, and something must be left to train on",
-        f"test_share={test}, validation_share={validation}",
-        "Pass shares such as 0.25 and 0.15.",
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -60,7 +60,10 @@ def read(target: Any, reading: Reading) -> tuple[Found, str, str]:
 def _read_path(target: str | Path, reading: Reading) -> tuple[Found, str, str]:
     if isinstance(target, str) and target in EMBEDDED:
         _no_columns(reading, f"the embedded task {target!r}")
-        return read_embedded(target), target, target
+        found = read_embedded(target)
+        if Path(target).exists():
+            found = replace(found, notes=(f"this is the embedded task; for the local {target}, write ./{target}",))
+        return found, target, target
     path = Path(target).expanduser()
     require(path.exists(), "a target must be a path that exists or an embedded task", repr(str(target)), _near(path))
     if path.is_dir():
@@ -102,6 +105,12 @@ def _near(path: Path) -> str:
     """The sentence after a path that does not exist: a near name beside it, or the embedded tasks."""
     beside = [other.name for other in path.parent.iterdir()] if path.parent.is_dir() and path.name else []
     if path.parent != Path("."):
-        return suggestion(path.name, beside) if beside else f"{path.parent} does not exist either."
+        return (
+            suggestion(path.name, beside)
+            if beside
+            else (
+                f"{path.parent} does not exist either. A Hugging Face data set has to be saved with save_to_disk first."
+            )
+        )
     said = suggestion(path.name, [*EMBEDDED, *beside])
     return said if said.startswith("Did") else f"Embedded tasks: {', '.join(EMBEDDED)}."

@@ -101,21 +101,23 @@ def _draw(
     return chosen
 
 
-def save(path: Path, *, target: str, seed: int, classes: Sequence[str], names: dict[str, Sequence[str]]) -> None:
+def save(
+    path: Path, names: dict[str, Sequence[str]], *, target: str, seed: int, classes: Sequence[str], manifest: str
+) -> None:
     """Write who is in which part as JSON; holds names and class order, no label."""
-    content = {"format": FORMAT, "target": target, "seed": seed, "classes": list(classes)}
+    content = {"format": FORMAT, "target": target, "seed": seed, "manifest": manifest, "classes": list(classes)}
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(content | {part: list(names[part]) for part in PARTS}, indent=1) + "\n")
 
 
-def load(path: Path, names: Sequence[str], classes: Sequence[str]) -> tuple[Parts, tuple[str, ...]]:
-    """The part of each of `names` ("" for names the file does not know) and the class order of a saved split."""
+def load(path: Path, names: Sequence[str], classes: Sequence[str]) -> tuple[Parts, tuple[str, ...], str]:
+    """The part of each of `names` ("" for names the file does not know), class order and manifest of a saved split."""
     try:
         content: Any = json.loads(path.read_text())
     except (OSError, ValueError) as error:
         content = f"{type(error).__name__}"
     known = isinstance(content, dict) and content.get("format") == FORMAT
-    lacks = [key for key in ("classes", *PARTS) if key not in content] if known else []
+    lacks = [key for key in ("classes", "manifest", *PARTS) if key not in content] if known else []
     require(
         known and not lacks,
         f"split={path} must be a split that save_split wrote",
@@ -136,4 +138,5 @@ def load(path: Path, names: Sequence[str], classes: Sequence[str]) -> tuple[Part
         f"{len(missing)} missing ({few(missing)})",
         "Restore them, or split anew.",
     )
-    return np.array([part_of.get(name, "") for name in names], dtype="<U10"), tuple(content["classes"])
+    parts = np.array([part_of.get(name, "") for name in names], dtype="<U10")
+    return parts, tuple(content["classes"]), str(content["manifest"])

@@ -19,6 +19,9 @@ from .folder import PARTS
 from .found import Found, Modality, encoded, few, refuse_unreadable, skip_notes
 from .read import Reading
 
+# not "None", which pandas would add: a class may be called that
+MISSING = ["", "NA", "N/A", "<NA>", "NaN", "nan", "null", "NULL"]
+
 
 def read_table(path: Path, reading: Reading) -> Found:
     """A .csv, .tsv, .jsonl or .parquet file; picture files are relative to its folder."""
@@ -31,7 +34,8 @@ def read_table(path: Path, reading: Reading) -> Found:
         elif suffix in (".jsonl", ".ndjson"):
             frame = pandas.DataFrame.from_records(_records(path))
         else:  # as text, so that the label "01" stays what it is
-            frame = pandas.read_csv(path, sep="\t" if suffix == ".tsv" else ",", dtype=str, encoding="utf-8-sig")
+            frame = pandas.read_csv(path, sep="\t" if suffix == ".tsv" else ",", dtype=str, encoding="utf-8-sig",
+                                    keep_default_na=False, na_values=MISSING)  # fmt: skip
     except (ValueError, OSError) as error:  # pandas' and pyarrow's own errors are ValueErrors
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise Refused(

@@ -29,7 +29,7 @@ def wilson(right: int, n: int, z: float = 1.959963984540054) -> tuple[float, flo
     return max(0.0, centre - half), min(1.0, centre + half)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Judged:
     """What one look at the sealed test labels said.
 
@@ -77,7 +77,7 @@ class Seal:
         return f"Seal(looks={self.looks})"
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Task:
     """What the user has, split and sealed; made by `load_task`.
 
@@ -107,7 +107,7 @@ class Task:
     target: str
     manifest: str
     notes: tuple[str, ...] = ()
-    seal: Seal = field(repr=False, compare=False)
+    seal: Seal = field(repr=False)
 
     @property
     def looks(self) -> int:
@@ -151,4 +151,4 @@ class Task:
     def save_split(self, path: str | Path) -> None:
         """Write the split and the class order as JSON, to be given to `load_task(..., split=path)`."""
         names = {part: getattr(self, part).names for part in split.PARTS}
-        split.save(Path(path), target=self.target, seed=self.seed, classes=self.classes, names=names)
+        split.save(Path(path), names, target=self.target, seed=self.seed, classes=self.classes, manifest=self.manifest)

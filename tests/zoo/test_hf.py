@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
+
 from headstart.core.taps import tapped
 from headstart.core.validate import Refused
 from headstart.zoo.hf_source import hf_source
-from safetensors.torch import load_file, save_file
 
 transformers: Any = pytest.importorskip("transformers")
 TEXTS = ["a good film", "bad", "a very very very long film", ""]

@@ -83,7 +83,7 @@ def folder_source(place: Located, *, name: str, kind: Kind) -> Source:
 
     source = transformers_source(place, name=name, kind=kind, record=record)
     if record:  # a headstart export: head and labels have files of their own
-        return replace(source, load=partial(_module_in, place.path))
+        return replace(source, load=partial(_module_in, place.path), classes=labels_in(place.path) or source.classes)
     return source
 
 

@@ -63,7 +63,7 @@ def transformers_source(place: Located, *, name: str, kind: Kind, record: dict[s
         load=partial(load_transformers, place),
         preprocess=preprocess,
         head=head,
-        classes=tuple(record.get("classes", ())) or (class_names(config) if classifies else ()),
+        classes=class_names(config) if classifies else (),
         licence=licence_of(place.path),
         fingerprint=place.fingerprint(),
         kind=kind,

@@ -34,7 +34,8 @@ def load_report(model: nn.Module, weights: Mapping[str, Tensor], *, head: str = 
 
     A tied weight that the checkpoint holds under another of its names counts as loaded.
 
-    >>> report = load_report(nn.Linear(2, 3), {"weight": torch.zeros(3, 2), "scale": torch.ones(1)})
+    >>> layer = nn.Linear(2, 3)
+    >>> report = load_report(layer, {"weight": layer.weight, "scale": layer.bias})
     >>> report.missing, report.unexpected, round(report.loaded_share, 3)
     (('bias',), ('scale',), 0.667)
     """

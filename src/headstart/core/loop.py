@@ -83,6 +83,8 @@ def fit(
         recorded = stack.enter_context(tapped(model, [tap for term in terms.values() for tap in term.taps]))
         wrapped, optimizer = accelerator.prepare(objective if simple else nn.Module(), optimizer)
         wrapped = wrapped if simple else objective
+        if accelerator.scaler is None:  # accelerate's wrapper looks for a package on disk at every step
+            optimizer = optimizer.optimizer
         world, rank = accelerator.num_processes, accelerator.process_index
         state = saved.State(objective, optimizer, plan, seed, accelerator)
         path = None if checkpoint is None else saved.path_of(checkpoint, rank)

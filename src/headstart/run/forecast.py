@@ -1,0 +1,98 @@
+"""From stage results to a ranking with predicted accuracies, and whether the first place is certain."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from headstart.tasks import wilson
+
+from .bootstrap import Z
+from .choice import Estimate, Ranked
+from .measure import estimate_of
+from .race import Gain
+
+
+@dataclass(frozen=True, kw_only=True)
+class Forecast:
+    """One source: what the stages said of it. `right` (n,) is how often each example was right while held out."""
+
+    name: str
+    measured: Mapping[str, Any]
+    probed: Mapping[str, Any] | None
+    gain: Gain | None
+
+    @property
+    def right(self) -> np.ndarray:
+        """(n,) from the probe where there is one, else from the closed form."""
+        return np.asarray((self.probed or self.measured)["right"], dtype=float)
+
+    @property
+    def raised(self) -> float:
+        """What fine-tuning adds, never below 0: the better route would be kept."""
+        return max(0.0, self.gain.mean) if self.gain else 0.0
+
+    @property
+    def error(self) -> float:
+        """Standard error of the gain; 0 where the prediction does not rest on it."""
+        return self.gain.error if self.gain and self.gain.mean > 0 else 0.0
+
+    @property
+    def accuracy(self) -> float:
+        """The predicted accuracy."""
+        return min(1.0, float(self.right.mean()) + self.raised)
+
+
+def around(accuracy: float, n: int, error: float) -> Estimate:
+    """A predicted accuracy with a 95 % interval: Wilson's for n held-out examples, widened by the error of the gain.
+
+    >>> around(0.9, 100, 0.0)
+    Estimate(value=0.9, low=0.8256..., high=0.9447...)
+    """
+    low, high = wilson(accuracy * n, n)  # type: ignore[arg-type]  # a mean over repeats need not be whole
+    return Estimate(
+        value=accuracy,
+        low=max(0.0, accuracy - math.hypot(accuracy - low, Z * error)),
+        high=min(1.0, accuracy + math.hypot(high - accuracy, Z * error)),
+    )
+
+
+def difference(one: Forecast, other: Forecast) -> tuple[float, float]:
+    """How much better `one` is predicted to be, and the standard error of that, paired over the same examples."""
+    pairs = one.right - other.right
+    n = len(pairs)
+    error = math.sqrt(max(float(pairs.var()), 1 / n) / n + one.error**2 + other.error**2)
+    return one.accuracy - other.accuracy, error
+
+
+def ranking(forecasts: Sequence[Forecast]) -> tuple[Ranked, ...]:
+    """The sources by predicted accuracy, best first; equal ones by the mean of their first score."""
+    order = sorted(forecasts, key=lambda f: (-f.accuracy, f.name))
+    rows = []
+    for place, one in enumerate(order, 1):
+        n, base = len(one.right), float(one.right.mean())
+        mean, error = difference(order[0], one)
+        tuned = around(min(1.0, max(0.0, base + one.gain.mean)), n, one.gain.error) if one.gain else None
+        rows.append(
+            Ranked(
+                place=place,
+                name=one.name,
+                predicted=around(one.accuracy, n, one.error),
+                basis="fine-tune" if one.raised else "probe" if one.probed else "closed form",
+                scores={name: estimate_of(score) for name, score in one.measured["scores"].items()},
+                probe=around(base, n, 0.0) if one.probed else None,
+                tuned=tuned,
+                close=place > 1 and mean <= Z * error,
+            )
+        )
+    return tuple(rows)
+
+
+def labels_to_decide(one: Forecast, other: Forecast) -> int | None:
+    """Labelled examples at which a difference of this size would be certain; None when there is no difference."""
+    mean, error = difference(one, other)
+    return math.ceil(len(one.right) * (Z * error / mean) ** 2) if mean > 0 else None

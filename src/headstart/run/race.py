@@ -1,0 +1,85 @@
+"""Which of the last few sources gains most from fine-tuning: short ones, on held-out folds, by successive halving."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from .tune import FOLDS, Pull, full_steps, training_cost
+
+if TYPE_CHECKING:
+    from headstart.zoo import Source
+
+LEAST = 8  # optimizer steps below which a fine-tune says nothing
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gain:
+    """What fine-tuning added to the probe on the same held-out examples: mean and standard error, after `steps`."""
+
+    mean: float
+    error: float
+    steps: int
+
+    @classmethod
+    def of(cls, results: Sequence[Mapping[str, list[int]]], steps: int) -> Gain:
+        """The paired difference over the held-out examples of several pulls."""
+        pairs = [(t, p) for result in results for t, p in zip(result["tuned"], result["probe"], strict=True)]
+        difference = torch.tensor([tuned - probe for tuned, probe in pairs], dtype=torch.float64)
+        # one wrong example in n is as fine as n examples can see, so equality is not certainty
+        spread = max(float(difference.var(correction=0)), 1 / len(pairs))
+        return cls(mean=float(difference.mean()), error=(spread / len(pairs)) ** 0.5, steps=steps)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finalist:
+    """A source in the race, with its cross-validated probe and its cost."""
+
+    source: Source
+    accuracy: float
+    strength: float
+    operations: int
+
+
+def race(
+    finalists: Sequence[Finalist],
+    run: Callable[[list[Pull]], Iterable[Mapping[str, list[int]]]],
+    *,
+    n: int,
+    allowance: float,
+) -> tuple[dict[str, Gain], float]:
+    """Fine-tune the finalists for a few steps, keep the better half, give it more steps, until two are left.
+
+    Every rung gets the same share of the allowance. A source's standing is its cross-validated probe plus what
+    fine-tuning added to the probe on the same held-out folds: the paired gain is far less noisy than the fine-tuned
+    accuracy of one fold.
+
+    Args:
+        finalists: two or more sources; fewer are not worth a race.
+        run: executes pulls and yields their results in order.
+        n: labelled examples.
+        allowance: floating point operations that may be spent.
+
+    Returns:
+        name -> gain at the longest length the source reached, and the operations spent.
+    """
+    gains: dict[str, Gain] = {}
+    left, spent, trained = list(finalists), 0.0, n - n // FOLDS
+    rungs = max(1, (len(left) - 1).bit_length())
+    for rung in range(rungs):
+        one_step = FOLDS * sum(training_cost(one.operations, 1, trained) for one in left)
+        steps = min(full_steps(n), int((allowance - spent) / (rungs - rung) / one_step))
+        if len(left) < 2 or steps < LEAST:
+            break
+        folds = range(FOLDS)
+        jobs = [Pull(source=o.source, fold=k, steps=steps, strength=o.strength) for o in left for k in folds]
+        results = list(run(jobs))
+        for i, one in enumerate(left):
+            gains[one.source.name] = Gain.of(results[i * FOLDS : (i + 1) * FOLDS], steps)
+        spent += steps * one_step
+        left.sort(key=lambda one: -(one.accuracy + gains[one.source.name].mean))
+        left = left[: max(2, len(left) // 2)]
+    return gains, spent

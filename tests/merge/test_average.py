@@ -8,6 +8,9 @@ import torch
 
 from headstart.core.validate import Refused
 from headstart.merge import Average
+from headstart.testing import contract
+
+test_contract = contract(Average(), refuses=[lambda: Average(weights=(0.0, 0.0))])
 
 W = [{"w": torch.randn(3, 4, generator=torch.Generator().manual_seed(k)), "n": torch.tensor(k)} for k in range(3)]
 

@@ -14,6 +14,18 @@ from torch import Tensor
 from headstart.core.validate import Refused
 from headstart.core.weights import LazyWeights, merge_streaming, save_weights
 from headstart.merge import Average, Ties
+from headstart.testing import contract
+
+test_contract = contract(
+    Ties(density=0.2),
+    known_failures={"copies_give_it_back": "a trimmed change is not the whole change (card, answer 4)"},
+    refuses=[lambda: Ties(density=0), lambda: Ties(density=1.5)],
+)
+test_by_tensor = contract(Ties(density=1.0, trim="tensor", combine="max"))
+test_sum = contract(
+    Ties(density=1.0, combine="sum"),
+    known_failures={"copies_give_it_back": "a sum of copies is larger (card, answer 5)"},
+)
 
 TAU = [[5, -1, 0.1, 3, 0], [-2, -4, 0.2, 3, 0.5], [1, 6, -0.3, -1.5, -0.4]]
 

@@ -84,6 +84,7 @@ def _input(source: Source, model: nn.Module, task: Any) -> tuple[str, bool, str]
     except Exception as problem:  # whatever the model raises on a batch it cannot take is the finding
         return "input", False, f"one real example does not pass through: {type(problem).__name__}: {problem}"
     stated = source.facts.get("input_size")
+    stated = (3, stated, stated) if isinstance(stated, int) else stated  # the side of a square picture
     finite = all(bool(torch.isfinite(part).all()) for part in (*parts.values(), logits) if part.is_floating_point())
     flat = source.modality == "image" and isinstance(batch, Tensor) and float(batch.float().std()) == 0.0
     fits = stated is None or not isinstance(batch, Tensor) or tuple(batch.shape[1:]) == tuple(stated)

@@ -33,9 +33,9 @@ def write_layout(
     if isinstance(model, Classifier | Encoder):
         return _write_transformers(model, folder, source, classes)
     if source.facts.get("layout") == "timm":
-        _write_timm(model, folder, source, classes)
+        _write_timm(model, folder, classes)
         return "timm", {}
-    architecture = source.facts.get("architecture")
+    architecture = source.facts.get("family" if source.kind == "mini" else "architecture")
     do = "Put the name that headstart.nets.build knows under facts['architecture']."
     require(isinstance(architecture, str), "export must know how to build the model again", architecture, do)
     from safetensors.torch import save_file
@@ -78,16 +78,14 @@ def _write_transformers(
     return ("transformers-encoder" if isinstance(model, Encoder) else "transformers-classifier"), extra
 
 
-def _write_timm(model: nn.Module, folder: Path, source: Source, classes: tuple[str, ...]) -> None:
-    from safetensors.torch import save_file
-
+def _write_timm(model: nn.Module, folder: Path, classes: tuple[str, ...]) -> None:
     from .timm_source import timm_package
 
-    plain: Any = copy.deepcopy(model)
+    plain: Any = copy.deepcopy(model).cpu()
     with torch.random.fork_rng(devices=[]):  # the new head is overwritten by the trained one
         plain.reset_classifier(len(classes))  # so that timm's own records of the model follow
-    save_file(_plain(model), folder / WEIGHTS, metadata={"format": "pt"})
-    timm_package().models.save_config_for_hf(plain, folder / "config.json", {"label_names": list(classes)})
+    plain.load_state_dict({key: value.cpu().contiguous() for key, value in model.state_dict().items()}, assign=True)
+    timm_package().models.save_for_hf(plain, folder, {"label_names": list(classes)}, safe_serialization=True)
 
 
 def _plain(model: nn.Module) -> dict[str, Tensor]:

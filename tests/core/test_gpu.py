@@ -1,4 +1,4 @@
-"""The same on a GPU as on the CPU; skipped where there is none (results of a run: benchmarks/results/gpu.json)."""
+"""The same on a GPU as on the CPU; skipped where there is none."""
 
 from __future__ import annotations
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -79,8 +80,8 @@ def _input(source: Source, model: nn.Module, task: Any) -> tuple[str, bool, str]
         batch = source.preprocess([example])
         parts = batch if isinstance(batch, dict) else {"x": batch}
         shape = {name: tuple(part.shape[1:]) for name, part in parts.items()}
-        with torch.no_grad():
-            logits = model(batch)
+        with _judging(model):
+            logits = _run(model, batch)
     except Exception as problem:  # whatever the model raises on a batch it cannot take is the finding
         return "input", False, f"one real example does not pass through: {type(problem).__name__}: {problem}"
     stated = source.facts.get("input_size")
@@ -164,13 +165,8 @@ def _same(one: Tensor | None, other: Tensor | None) -> bool:
 
 
 def _predictions(after: nn.Module, reloaded: nn.Module, batch: Any) -> tuple[str, bool, str]:
-    modes = [(module, module.training) for model in (after, reloaded) for module in model.modules()]
-    try:
-        with torch.no_grad():
-            ours, theirs = after.eval()(batch), reloaded.eval()(batch)
-    finally:
-        for module, mode in modes:
-            module.training = mode
+    with _judging(after, reloaded):
+        ours, theirs = _run(after, batch), _run(reloaded, batch)
     if ours.shape != theirs.shape:
         return "predictions", False, f"logits of shape {tuple(ours.shape)} became {tuple(theirs.shape)}"
     apart = float((ours - theirs).abs().max()) if ours.numel() else 0.0
@@ -178,3 +174,24 @@ def _predictions(after: nn.Module, reloaded: nn.Module, batch: Any) -> tuple[str
     # the same weights through the same code: only a different order of additions may remain
     close = apart <= 1e-5 * max(1.0, float(ours.abs().max()) if ours.numel() else 0.0)
     return "predictions", close and agree, f"logits differ by at most {apart:.1e} on {len(ours)} examples"
+
+
+@contextmanager
+def _judging(*models: nn.Module) -> Iterator[None]:
+    """Eval mode without gradients inside, every module's own mode back afterwards."""
+    modes = [(module, module.training) for model in models for module in model.modules()]
+    for model in models:
+        model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+def _run(model: nn.Module, batch: Any) -> Tensor:
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    moved = {name: part.to(device) for name, part in batch.items()} if isinstance(batch, Mapping) else batch.to(device)
+    logits: Tensor = model(moved)
+    return logits.cpu()

@@ -1,0 +1,168 @@
+"""Ways to move what a source knows to a task, and the baselines that show when nothing moved."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from ..core.evidence import extract
+from ..core.plan import Plan, adamw, cosine
+from ..core.statistics import ClassStatistics
+from ..core.surgery import with_head
+from ..zoo import Source
+from .heads import gaussian_head, headed, reset
+from .prepared import Prepared, Shuffled, jitter
+from .probe import cross_validated, fit_probe
+
+
+@dataclass(frozen=True, kw_only=True)
+class Start:
+    """What every route starts from.
+
+    Args:
+        source: where the model comes from.
+        model: with its pretrained weights and its own head.
+        classes: of the task.
+        train: the labelled examples.
+        labels: (n,) theirs.
+        features: (n, d) the model's features of them.
+        steps: optimizer steps of a route that trains.
+        batch_size: examples a step.
+        augment: whether pictures are jittered while training.
+        seed: of everything random.
+    """
+
+    source: Source
+    model: nn.Module = field(repr=False)
+    classes: int
+    train: Prepared
+    labels: Tensor
+    features: Tensor
+    steps: int
+    batch_size: int
+    augment: bool
+    seed: int
+
+    @property
+    def rate(self) -> float:
+        """Learning rate of AdamW: 1e-3 up to a million parameters, then falling with the square root of the size."""
+        millions = sum(p.numel() for p in self.model.parameters()) / 1e6
+        return 1e-3 / max(1.0, millions) ** 0.5
+
+    def plan(self, model: nn.Module, rows: Tensor, *, rate: float, steps: int | None = None) -> Plan:
+        """Train `model` on these rows."""
+        stream = Shuffled(examples=self.train, chosen=rows, labels=self.labels, batch_size=self.batch_size,
+                          seed=self.seed, augment=jitter if self.augment else None)  # fmt: skip
+        return Plan(model=model, stream=stream, steps=steps or self.steps, optimizer=adamw(lr=rate), schedule=cosine)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Way:
+    """A model to start from and the plan that trains it further; no plan means that it is finished.
+
+    Attributes:
+        plain: the model before any training, with the task's head.
+        plan: what is left to do; its result is a plain module of the same architecture.
+        frozen: names of weights that are said to stay as they are.
+        seconds: what solving it has cost so far.
+    """
+
+    plain: nn.Module
+    plan: Plan | None = None
+    frozen: tuple[str, ...] = ()
+    seconds: float = 0.0
+
+
+Route = Callable[[Start, Tensor], Way]
+
+
+def probe(start: Start, rows: Tensor) -> Way:
+    """Logistic regression on frozen features, solved, not trained."""
+    began = time.perf_counter()
+    weight, bias = _logistic(start.features[rows], start.labels[rows], start.classes)
+    return _closed(start, weight, bias, began)
+
+
+def bayes(start: Start, rows: Tensor) -> Way:
+    """One Gaussian a class on frozen features: closed form, one pass, no setting."""
+    began = time.perf_counter()
+    weight, bias = gaussian_head(ClassStatistics.of(start.features[rows], start.labels[rows], start.classes))
+    return _closed(start, weight, bias, began)
+
+
+def lpft(start: Start, rows: Tensor) -> Way:
+    """Solve the probe first, then fine-tune everything from there, so that the features are not torn up."""
+    solved = probe(start, rows)
+    plain = solved.plain.requires_grad_(True)
+    return Way(plain=plain, plan=start.plan(plain, rows, rate=start.rate), seconds=solved.seconds)
+
+
+def lora(start: Start, rows: Tensor) -> Way:
+    """Low-rank changes beside every layer, from the solved probe; folded into plain weights afterwards."""
+    from ..adapt.lora import LoRA
+
+    solved = probe(start, rows)
+    plan = start.plan(solved.plain, rows, rate=3 * start.rate).under(LoRA(rank=4))
+    return Way(plain=solved.plain, plan=plan, seconds=solved.seconds)
+
+
+def full(start: Start, rows: Tensor) -> Way:
+    """Fine-tune everything under a new head that starts at zero."""
+    plain = with_head(start.model, start.classes, start.source.head).requires_grad_(True)
+    return Way(plain=plain, plan=start.plan(plain, rows, rate=start.rate))
+
+
+def scratch(start: Start, rows: Tensor, *, times: int = 1) -> Way:
+    """The same network from random weights, by the recipe of `full`, with the same number of steps or some times it."""
+    plain = reset(with_head(start.model, start.classes, start.source.head), start.seed)
+    return Way(plain=plain, plan=start.plan(plain, rows, rate=start.rate, steps=times * start.steps))
+
+
+def random_features(start: Start, rows: Tensor) -> Way:
+    """The same network with random weights, frozen, under a solved probe; batch statistics are of the task's examples."""
+    began = time.perf_counter()
+    model = reset(with_head(start.model, start.classes, start.source.head), start.seed)
+    _settle(model, start.train, rows)
+    features = extract(model, (start.train.rows(part) for part in rows.split(128)), head=start.source.head).features
+    weight, bias = _logistic(features, start.labels[rows], start.classes)
+    return Way(plain=headed(model, start.source.head, weight, bias), seconds=time.perf_counter() - began)
+
+
+ALL: dict[str, Route] = {"probe": probe, "bayes": bayes, "lpft": lpft, "lora": lora, "full": full}
+TRAINED = ("lpft", "lora", "full")
+
+
+def _logistic(features: Tensor, labels: Tensor, classes: int) -> tuple[Tensor, Tensor]:
+    fewest = int(labels.bincount()[labels.unique()].min())
+    if fewest < 2:  # nothing to choose the strength on
+        return fit_probe(features, labels, classes)
+    strength = cross_validated(features, labels, folds=min(5, fewest), repeats=1).strength
+    return fit_probe(features, labels, classes, strength=strength)
+
+
+def _closed(start: Start, weight: Tensor, bias: Tensor, began: float) -> Way:
+    head = start.source.head
+    plain = headed(start.model, head, weight, bias)
+    for name, p in plain.named_parameters():
+        p.requires_grad_(name.startswith(f"{head}."))
+    frozen = tuple(name for name in plain.state_dict() if not name.startswith(f"{head}."))
+    return Way(plain=plain, frozen=frozen, seconds=time.perf_counter() - began)
+
+
+@torch.no_grad()
+def _settle(model: nn.Module, examples: Prepared, rows: Tensor) -> None:
+    """Let batch normalisation see the task once: with a random network's default statistics it would be crippled."""
+    layers = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    if layers:
+        for layer in layers:
+            layer.momentum = None  # a plain average over the batches
+        model.train()
+        for part in rows.split(128):
+            model(examples.rows(part))
+        model.eval()
+        for layer in layers:
+            layer.momentum = 0.1

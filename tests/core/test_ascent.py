@@ -1,0 +1,123 @@
+"""The one attack loop: inside the ball to the last bit, and at the optimum where there is a formula."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from headstart.core.ascent import Ball, ascend, check_inputs, goal_gradient, misclassify, reach
+from headstart.core.validate import Refused
+
+
+def noisy(seed: int):
+    generator = torch.Generator().manual_seed(seed)
+    return lambda a: torch.randn(a.shape, generator=generator, dtype=a.dtype)
+
+
+@settings(max_examples=60, deadline=None)
+@given(radius=st.floats(0, 1), seed=st.integers(0, 99), double=st.booleans())
+def test_linf_stays_inside_ball_and_bounds_to_the_last_ulp(radius: float, seed: int, double: bool) -> None:
+    x = torch.rand(3, 50, generator=torch.Generator().manual_seed(seed), dtype=torch.float64 if double else None)
+    a = ascend(x, noisy(seed), ball=Ball(radius), steps=5, step_size=0.4, decay=0.5)
+    assert float(a.min()) >= 0
+    assert float(a.max()) <= 1
+    assert bool((a >= x - radius).all())
+    assert bool((a <= x + radius).all())
+    assert a.dtype == x.dtype
+
+
+@settings(max_examples=30, deadline=None)
+@given(radius=st.floats(0, 1), seed=st.integers(0, 99))
+def test_l2_stays_inside_ball_and_bounds(radius: float, seed: int) -> None:
+    x = torch.rand(3, 50, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    a = ascend(x, noisy(seed), ball=Ball(radius, "l2"), steps=5, step_size=0.4)
+    assert 0 <= float(a.min()) <= float(a.max()) <= 1
+    rounding = 50 * 2.0**-53  # of x + delta, 50 entries up to 1
+    assert bool(((a - x).norm(dim=1) <= radius + rounding).all())
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_radius_zero_or_no_steps_returns_x(norm: str) -> None:
+    x = torch.rand(2, 5)
+    assert torch.equal(ascend(x, noisy(0), ball=Ball(0.0, norm), steps=3, step_size=0.1), x)
+    unmoved = ascend(x, noisy(0), ball=Ball(0.5, norm), steps=0, step_size=0.1)
+    assert torch.equal(unmoved, x)
+    assert unmoved.data_ptr() != x.data_ptr()
+
+
+@pytest.mark.parametrize("decay", [0.0, 1.0])
+def test_the_optimum_of_a_linear_goal(decay: float) -> None:
+    w = torch.linspace(-1, 1, 8, dtype=torch.float64)
+    x = torch.full((2, 8), 0.5, dtype=torch.float64)
+    gradient = lambda a: goal_gradient([lambda b: b @ w], a)  # noqa: E731
+    a = ascend(x, gradient, ball=Ball(0.1), steps=4, step_size=0.025, decay=decay)
+    assert torch.allclose(a, x + 0.1 * w.sign(), atol=1e-12)
+    b = ascend(x, gradient, ball=Ball(0.1, "l2"), steps=4, step_size=0.025, decay=decay)
+    assert torch.allclose(b, x + 0.1 * w / w.norm(), atol=1e-12)
+
+
+def test_a_zero_gradient_stays_and_is_not_nan() -> None:
+    x = torch.rand(2, 5)
+    for norm in ("linf", "l2"):
+        a = ascend(x, torch.zeros_like, ball=Ball(0.1, norm), steps=3, step_size=0.1, decay=1.0)  # type: ignore[arg-type]
+        assert torch.equal(a, x)
+
+
+def test_a_start_is_clipped_into_the_ball() -> None:
+    x = torch.full((1, 3), 0.5)
+    a = ascend(x, torch.zeros_like, ball=Ball(0.1), steps=1, step_size=0.1, start=torch.ones(1, 3))
+    assert torch.allclose(a, torch.full((1, 3), 0.6))
+
+
+def test_momentum_is_the_recursion_of_the_paper() -> None:
+    gradients = [torch.tensor([[1.0, -2.0]]), torch.tensor([[-4.0, 1.0]])]
+    x, given_gradients = torch.full((1, 2), 0.5), iter(gradients)
+    a = ascend(x, lambda _: next(given_gradients), ball=Ball(0.5), steps=2, step_size=0.1, decay=0.5)
+    first = gradients[0] / 1.5
+    second = 0.5 * first + gradients[1] / 2.5
+    assert torch.allclose(a, x + 0.1 * first.sign() + 0.1 * second.sign())
+
+
+def test_goal_gradient_is_per_example_and_leaves_no_trace() -> None:
+    model, y = nn.Linear(4, 3), torch.tensor([0, 1])
+    x = torch.rand(2, 4)
+    both = goal_gradient([misclassify(model, y)], x)
+    alone = torch.cat([goal_gradient([misclassify(model, y[k : k + 1])], x[k : k + 1]) for k in range(2)])
+    assert torch.allclose(both, alone, atol=1e-7)
+    assert torch.allclose(goal_gradient([reach(model, y)], x), -both)
+    assert all(p.grad is None for p in model.parameters())
+    assert not x.requires_grad
+    with pytest.raises(Refused, match="at least one goal"):
+        goal_gradient([], x)
+
+
+@pytest.mark.parametrize(
+    ("x", "message"),
+    [
+        (torch.zeros(0, 3), "n > 0"),
+        (torch.zeros(3), r"batch \(n, ...\)"),
+        (torch.zeros(1, 3, dtype=torch.uint8), "must be floats"),
+        (torch.tensor([[0.0, torch.nan]]), "inputs must be finite"),
+        (torch.tensor([[0.0, 255.0]]), "normalisation inside the model"),
+    ],
+)
+def test_bad_inputs_are_refused(x: Tensor, message: str) -> None:
+    with pytest.raises(Refused, match=message):
+        check_inputs(x)
+
+
+def test_bad_settings_and_gradients_are_refused() -> None:
+    x = torch.rand(1, 3)
+    with pytest.raises(Refused, match="0 <= radius <= 1"):
+        Ball(8.0)
+    with pytest.raises(Refused, match="0 <= radius <= 1"):
+        Ball(float("nan"))
+    with pytest.raises(Refused, match="norm must be a known name"):
+        Ball(0.1, "l1")  # type: ignore[arg-type]
+    with pytest.raises(Refused, match="steps >= 0"):
+        ascend(x, noisy(0), ball=Ball(0.1), steps=-1, step_size=0.1)
+    with pytest.raises(Refused, match="gradient must be finite"):
+        ascend(x, lambda a: a * torch.nan, ball=Ball(0.1), steps=1, step_size=0.1)

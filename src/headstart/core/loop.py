@@ -9,7 +9,7 @@ from contextlib import ExitStack, nullcontext
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from . import checkpoint as saved
 from .device import accelerator_for
@@ -81,8 +81,8 @@ def fit(
         optimizer = plan.optimizer(params)
         rates = [group["lr"] for group in optimizer.param_groups]
         recorded = stack.enter_context(tapped(model, [tap for term in terms.values() for tap in term.taps]))
-        wrapped, optimizer = accelerator.prepare(objective if simple else nn.Module(), optimizer)
-        wrapped = wrapped if simple else objective
+        wrapped = accelerator.prepare(objective) if simple else objective  # a rule reduces gradients itself
+        optimizer = accelerator.prepare(optimizer)
         if accelerator.scaler is None:  # accelerate's wrapper looks for a package on disk at every step
             optimizer = optimizer.optimizer
         world, rank = accelerator.num_processes, accelerator.process_index

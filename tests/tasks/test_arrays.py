@@ -96,3 +96,8 @@ def test_slices_keep_the_kind() -> None:
     for kind, inputs in ((Images, Images(PIXELS)), (Texts, Texts("abc")), (Rows, Rows(np.zeros((3, 2))))):
         assert type(inputs[:2]) is kind
         assert len(inputs[:2]) == 2
+
+
+def test_scaling_rounds_to_the_nearest_level() -> None:
+    task = load_task((np.full((20, 2, 2, 3), 0.999), Y))
+    assert (back(task, "row 0") == 255).all()

@@ -43,6 +43,7 @@ def test_unreadable_files_warn_and_too_many_are_an_error(folder: Make) -> None:
         (root / "cat" / f"bad{i}.png").write_bytes(b"no picture")
     seen = doctor(root)
     assert severities(seen, "at most 10%") == ["error"]
+    assert seen.counts == {"cat": 20, "dog": 20}  # and the rest is still looked at
     assert not seen.healthy
     assert seen.command.startswith("headstart doctor")
     assert doctor(root, max_unreadable=0.5).healthy

@@ -72,6 +72,14 @@ def test_missing_test_and_validation_are_carved_from_train(folder: Make) -> None
     assert (len(task.train), len(task.validation), len(task.test)) == (24, 6, 10)
 
 
+def test_the_order_of_examples_is_that_of_their_names(folder: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = folder({"cat": 20, "dog": 20})
+    before = load_task(root)
+    listed = Path.rglob
+    monkeypatch.setattr(Path, "rglob", lambda self, pattern: reversed(list(listed(self, pattern))))
+    assert load_task(root).train.names == before.train.names == tuple(sorted(before.train.names))
+
+
 @pytest.mark.parametrize("word", ["unlabelled", "unlabeled"])
 def test_an_unlabelled_folder_is_no_class(folder: Make, word: str) -> None:
     folder({word: 7})

@@ -109,3 +109,9 @@ def test_tiny_classes_are_trained_and_tested(n: int) -> None:
     parts = assign(labels, keys)
     for label in (0, 1):
         assert {"train", "test"} <= set(parts[labels == label])
+
+
+def test_a_large_test_share_leaves_something_to_train_on() -> None:
+    labels, keys = layout([2, 3])
+    parts = assign(labels, keys, test_share=0.95, validation_share=0.0)
+    assert [(parts[labels == label] == "train").sum() for label in (0, 1)] == [1, 1]

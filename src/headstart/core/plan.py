@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -13,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from .rates import adamw, constant, cosine, sgd
 from .stream import Batch, as_batch, each, size
 from .surgery import Surgery, freeze
 from .validate import one_of, require
@@ -162,32 +162,6 @@ class GradientRule(Protocol):
     """Named losses -> p.grad for every parameter; without one, `fit` sums the losses and goes backward."""
 
     def __call__(self, losses: Mapping[str, Tensor], params: Sequence[nn.Parameter]) -> None: ...
-
-
-def constant(_progress: float) -> float:
-    """The learning rate stays."""
-    return 1.0
-
-
-def cosine(progress: float) -> float:
-    """The learning rate falls to zero along half a cosine.
-
-    >>> cosine(0.0), round(cosine(0.5), 3)
-    (1.0, 0.5)
-    """
-    return 0.5 * (1 + math.cos(math.pi * progress))
-
-
-def adamw(lr: float = 1e-3, weight_decay: float = 0.0) -> Callable[[list[nn.Parameter]], Optimizer]:
-    """An optimizer for a plan: AdamW over all trainable parameters."""
-    return lambda params: torch.optim.AdamW(params, lr=lr, weight_decay=weight_decay)
-
-
-def sgd(
-    lr: float = 0.01, momentum: float = 0.9, weight_decay: float = 0.0
-) -> Callable[[list[nn.Parameter]], Optimizer]:
-    """An optimizer for a plan: SGD with momentum over all trainable parameters."""
-    return lambda params: torch.optim.SGD(params, lr=lr, momentum=momentum, weight_decay=weight_decay)
 
 
 @dataclass(frozen=True, kw_only=True)

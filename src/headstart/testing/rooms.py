@@ -17,7 +17,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "nets": ("core",),
     "worlds": ("core",),
     "tasks": (*_SPINE, "worlds"),
-    "zoo": (*_SPINE, "worlds"),
+    "zoo": (*_SPINE, "worlds", "tasks"),
     **dict.fromkeys(VERBS, _SPINE),
     "claims": (*_DATA, *VERBS, "testing"),
     "testing": (*_DATA, *VERBS),
@@ -47,7 +47,7 @@ def imported_rooms(tree: ast.Module, package: str) -> list[str]:
             stem = ".".join([*above, *([node.module] if node.module else [])])
             names = [f"{stem}.{alias.name}" for alias in node.names]
         found += [parts[1] for name in names if (parts := name.split("."))[0] == "headstart" and len(parts) > 1]
-    return sorted(set(found))
+    return sorted({room for room in found if not room.startswith("__")})  # __version__ is no room
 
 
 def forbidden_imports(tree: ast.Module, package: str, allowed: Sequence[str]) -> list[str]:

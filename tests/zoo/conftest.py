@@ -57,6 +57,11 @@ def save_model(tmp_path: Path) -> Callable[..., Path]:
                 "bert": lambda: transformers.BertForSequenceClassification(transformers.BertConfig(**bert, **named)),
                 "encoder": lambda: transformers.BertModel(transformers.BertConfig(**bert)),
                 "masked": lambda: transformers.BertForMaskedLM(transformers.BertConfig(**bert)),
+                "maps": lambda: transformers.ConvNextModel(transformers.ConvNextConfig(num_stages=2, **stages)),
+                "mobile": lambda: transformers.MobileViTModel(
+                    transformers.MobileViTConfig(image_size=64, neck_hidden_sizes=[8, 8, 12, 12, 16, 16, 20])
+                ),
+                "masked-vit": lambda: transformers.ViTMAEModel(transformers.ViTMAEConfig(**vit)),
                 "backbone": lambda: transformers.ViTModel(transformers.ViTConfig(**vit)),
             }[kind]()
         model.save_pretrained(folder)

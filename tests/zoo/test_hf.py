@@ -119,6 +119,28 @@ def test_image_backbone_uses_its_own_pooler_only_when_it_was_trained(save_model,
         torch.testing.assert_close(seen["head:input"], whole.last_hidden_state[:, 0])
 
 
+@pytest.mark.parametrize(("kind", "width"), [("maps", 12), ("mobile", 20)])
+def test_the_features_of_a_convolutional_backbone_are_its_own_pooled_ones(kind, width, save_model, pictures):
+    folder = save_model(kind)
+    source = hf_source(str(folder))
+    model = source.load()
+    batch = source.preprocess(pictures)
+    with torch.no_grad(), tapped(model, ["head:input"]) as seen:
+        model(batch)
+        whole = transformers.AutoModel.from_pretrained(folder).eval()(pixel_values=batch)
+    assert seen["head:input"].shape == (4, width)
+    assert torch.equal(seen["head:input"], whole.pooler_output)
+
+
+def test_a_model_that_hides_patches_at_random_is_refused(save_model):
+    with pytest.raises(Refused, match=r"hiding 0\.75 at random"):
+        hf_source(str(save_model("masked-vit")))
+
+
+def test_a_classifier_without_class_names_has_none(save_model):
+    assert hf_source(str(save_model("vit", labels=("LABEL_0", "LABEL_1")))).classes == ()
+
+
 def test_listing_reads_no_weights_and_loading_draws_no_random_numbers(save_model):
     folder = save_model("vit")
     weights = (folder / "model.safetensors").read_bytes()

@@ -81,7 +81,7 @@ def folder_source(place: Located, *, name: str, kind: Kind) -> Source:
         return timm_folder_source(place, name=name, kind=kind)
     from .hf_source import transformers_source
 
-    source = transformers_source(place, name=name, kind=kind, record=record)
+    source = transformers_source(place, name=name, kind=kind)
     if record:  # a headstart export: head and labels have files of their own
         return replace(source, load=partial(_module_in, place.path), classes=labels_in(place.path) or source.classes)
     return source

@@ -50,6 +50,9 @@ def nature(config: Any, folder: Path) -> tuple[Modality, bool]:
         not towers, "hf: reads models with one input", f"{config.model_type} with {towers}", "Use a one-tower model."
     )
     if (folder / "preprocessor_config.json").exists():
+        hides = getattr(config, "mask_ratio", None)
+        do = "Save its encoder as a plain ViT (transformers.ViTModel) and use that."
+        require(not hides, "A source must see the whole picture", f"{config.model_type} hiding {hides} at random", do)
         return "image", False
     if any((folder / file).exists() for file in TOKENS):
         return "text", False
@@ -58,10 +61,10 @@ def nature(config: Any, folder: Path) -> tuple[Modality, bool]:
     )
 
 
-def pooling_of(folder: Path, modality: Modality, has_pooler: bool) -> str:
+def pooling_of(folder: Path, modality: Modality, pooler: bool) -> str:
     """How to make one vector of many: as its sentence-transformers file says, else mean; pooler or first for images."""
     if modality == "image":
-        return "pooler" if has_pooler else "first"
+        return "pooler" if pooler else "first"
     stated = folder / "1_Pooling" / "config.json"
     return "first" if stated.is_file() and read_json(stated).get("pooling_mode_cls_token") else "mean"
 
@@ -82,7 +85,8 @@ def preprocess_of(folder: Path, modality: Modality, config: Any) -> Preprocess:
 
 def class_names(config: Any) -> tuple[str, ...]:
     """The checkpoint's class names in order; () where they are placeholders such as LABEL_0."""
-    names = tuple(str(config.id2label[index]) for index in sorted(config.id2label))
+    said = getattr(config, "id2label", None) or {}
+    names = tuple(str(said[index]) for index in sorted(said))
     return () if names == tuple(f"LABEL_{index}" for index in range(len(names))) else names
 
 

@@ -21,7 +21,7 @@ def as_inputs(batch: Tensor | Mapping[str, Tensor]) -> dict[str, Tensor]:
     if isinstance(batch, Tensor):
         return {"pixel_values": batch}
     mask = batch["attention_mask"]
-    used = int(mask.any(dim=0).sum())  # padding is always on the right
+    used = max(1, int(mask.any(dim=0).sum()))  # padding is always on the right
     return {name: value[:, :used] for name, value in batch.items()}
 
 
@@ -52,7 +52,7 @@ class Encoder(nn.Module):
     Args:
         model: what AutoModel gives.
         width: length of the pooled vector.
-        pooling: "mean" over the words, "first" word or patch, "pooler" (the model's own), "space" over the picture.
+        pooling: "mean" over the words, "first" word or patch, "pooler": the model's own, else the first or space.
     """
 
     def __init__(self, model: nn.Module, width: int, pooling: str) -> None:
@@ -63,16 +63,19 @@ class Encoder(nn.Module):
 
     def forward(self, batch: Tensor | Mapping[str, Tensor]) -> Tensor:
         inputs = as_inputs(batch)
-        output = self.model(**inputs)
-        logits: Tensor = self.head(pooled(output, self.pooling, inputs.get("attention_mask")))
+        logits: Tensor = self.head(self.pooled(inputs))
         return logits
+
+    def pooled(self, inputs: Mapping[str, Tensor]) -> Tensor:
+        """One vector an example (n, d), before the head."""
+        return pooled(self.model(**inputs), self.pooling, inputs.get("attention_mask"))
 
 
 def pooled(output: Any, pooling: str, mask: Tensor | None) -> Tensor:
     """One vector an example (n, d) from what a transformers encoder returns."""
-    if pooling == "pooler":
-        vector: Tensor = output.pooler_output
-        return vector.flatten(1)
+    own: Tensor | None = getattr(output, "pooler_output", None)
+    if pooling == "pooler" and own is not None:
+        return own.flatten(1)
     hidden: Tensor = output.last_hidden_state
     if hidden.ndim == 4:  # (n, d, h, w): a convolutional encoder
         return hidden.mean(dim=(2, 3))
@@ -150,12 +153,6 @@ def quiet() -> Iterator[None]:
         logging.set_verbosity(level)
         if bars:
             logging.enable_progress_bar()
-
-
-def width_of(config: Any) -> int:
-    """Length of an encoder's pooled vector, from its configuration; 0 where it does not say."""
-    sizes = getattr(config, "hidden_sizes", None) or [getattr(config, "hidden_size", 0) or getattr(config, "dim", 0)]
-    return int(sizes[-1])
 
 
 def head_in(model: nn.Module, classes: int) -> str:

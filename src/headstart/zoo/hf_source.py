@@ -12,10 +12,12 @@ from headstart.core.validate import Refused, require
 
 from .folder import Located, licence_of, parameters_in, snapshot
 from .hf_config import FETCH, class_names, config_of, first_line, input_size, nature, pooling_of, preprocess_of
-from .source import Kind, Modality, Source
+from .source import Kind, Modality, Preprocess, Source
 
 if TYPE_CHECKING:
     from torch import nn
+
+    from .hf_model import Encoder
 
 
 def hf_source(where: str) -> Source:
@@ -34,17 +36,16 @@ def hf_source(where: str) -> Source:
     return folder_source(Located(path=snapshot(where, weights=False), repo=where), name=f"hf:{where}", kind="hf")
 
 
-def transformers_source(place: Located, *, name: str, kind: Kind, record: dict[str, Any] | None = None) -> Source:
+def transformers_source(place: Located, *, name: str, kind: Kind) -> Source:
     """A source from a transformers folder: kind of data, head, classes and preprocessing as its configuration says."""
     import torch
 
     from .hf_model import Classifier
 
-    record = record or {}
     config = config_of(place.path)
     modality, classifies = nature(config, place.path)
     with torch.device("meta"):
-        shell = build(config, modality, classifies, str(record.get("pooling", "")) or "mean")
+        shell = build(config, modality, classifies)
     head = head_of_shell(shell, config)
     preprocess = preprocess_of(place.path, modality, config)
     fixed = modality == "image" and any("position" in key for key, _ in shell.named_parameters())
@@ -71,9 +72,9 @@ def transformers_source(place: Located, *, name: str, kind: Kind, record: dict[s
     )
 
 
-def build(config: Any, modality: Modality, classifies: bool, pooling: str) -> nn.Module:
+def build(config: Any, modality: Modality, classifies: bool) -> nn.Module:
     """The wrapped module of a configuration, with whatever weights a new module gets."""
-    from .hf_model import Classifier, Encoder, width_of
+    from .hf_model import Classifier, Encoder
 
     transformers: Any = import_module("transformers")
     heads = {
@@ -84,12 +85,11 @@ def build(config: Any, modality: Modality, classifies: bool, pooling: str) -> nn
         if classifies:
             return Classifier(heads[modality].from_config(config, trust_remote_code=False))
         body = transformers.AutoModel.from_config(config, trust_remote_code=False)
-    except (ValueError, ImportError) as problem:
+    except Exception as problem:  # each architecture raises its own kind on a configuration it cannot build
         raise Refused(
             f"hf: needs a model that transformers can classify with; got {first_line(problem)}. {FETCH}"
         ) from problem
-    require(width_of(config) > 0, "An encoder must state its width", config.model_type, "Use a model with hidden_size.")
-    return Encoder(body, width_of(config), pooling)
+    return Encoder(body, 1, "mean")  # width and pooling are found when the weights are read
 
 
 def head_of_shell(shell: nn.Module, config: Any) -> str:
@@ -112,7 +112,7 @@ def load_transformers(place: Located, pooling: str = "") -> nn.Module:
     Raises:
         Refused: weights that the architecture needs are missing, of another shape, or left over; names them.
     """
-    from .hf_model import Classifier, Encoder, quiet, width_of
+    from .hf_model import Classifier, Encoder, quiet
 
     transformers: Any = import_module("transformers")
     folder = place.with_weights()
@@ -154,5 +154,22 @@ def load_transformers(place: Located, pooling: str = "") -> nn.Module:
         return Classifier(model.float()).eval()
     if unpooled:
         model.pooler = None  # it would hold random weights
-    how = pooling or pooling_of(folder, modality, getattr(model, "pooler", None) is not None)
-    return Encoder(model.float(), width_of(config), how).eval()
+    how = pooling or pooling_of(folder, modality, pooler=not unpooled)
+    return _sized(Encoder(model.float(), 1, how).eval(), preprocess_of(folder, modality, config), modality)
+
+
+def _sized(encoder: Encoder, preprocess: Preprocess, modality: Modality) -> nn.Module:
+    """The encoder with a head as wide as what it says about one blank example."""
+    import numpy as np
+    import torch
+
+    from .hf_model import as_inputs, empty_head
+
+    blank: Any = "a" if modality == "text" else np.zeros((64, 64, 3), dtype=np.uint8)
+    try:
+        with torch.no_grad():
+            width = encoder.pooled(as_inputs(preprocess([blank]))).shape[1]
+    except Exception as problem:  # whatever its processor or the model raises on its own kind of example
+        raise Refused(f"A source must read one example; got {first_line(problem)}. {FETCH}") from problem
+    encoder.head = empty_head(width)
+    return encoder

@@ -141,7 +141,8 @@ def load_timm(place: Located) -> nn.Module:
     """
     folder = place.with_weights()
     config = timm_config(folder)
-    (file,) = weight_files(folder)
+    file, *more = weight_files(folder)
+    require(not more, "A timm model must be one safetensors file", f"{len(more) + 1} shards", "Join the shards first.")
     try:
         with torch.random.fork_rng(devices=[]):  # building draws weights that are replaced at once
             model = _create(config, pretrained=True, file=str(file))

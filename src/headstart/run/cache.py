@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
-import inspect
 import json
 import os
-import re
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,6 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from headstart.core.validate import Refused, require
+
+from .keys import digest, manifest, preprocess_id
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -195,21 +194,3 @@ def writable(folder: Path) -> Iterator[None]:
             f"The cache must be writable; got {error.strerror or error} in {folder}. Free some space or name another "
             "folder (HEADSTART_CACHE), then run again: what is finished is kept."
         ) from error
-
-
-def digest(value: Any) -> str:
-    """sha256 of a JSON-able value."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
-
-
-def manifest(examples: Examples) -> str:
-    """sha256 over the content of the examples, in order; not over their names or labels."""
-    from headstart.tasks.examples import content_hash
-
-    return digest(list(examples.hashes) or [content_hash(item) for item in examples.inputs])
-
-
-def preprocess_id(preprocess: object) -> str:
-    """What tells two preprocessings apart: the class or function, and the settings that its `repr` shows."""
-    kind = preprocess if inspect.isfunction(preprocess) else type(preprocess)
-    return f"{kind.__module__}.{kind.__qualname__} {re.sub(r' at 0x[0-9a-f]+', '', repr(preprocess))}"

@@ -11,9 +11,10 @@ import torch
 from headstart import __version__
 
 from .bootstrap import estimate, half_samples
-from .cache import Halted, digest
+from .cache import Halted
 from .choice import Estimate
 from .extraction import reason
+from .keys import digest
 from .probe import STRENGTHS, closed_form, cross_validated
 
 if TYPE_CHECKING:

@@ -143,3 +143,12 @@ def test_every_file_is_read_once(folder: Make, monkeypatch) -> None:  # type: ig
     monkeypatch.setattr(Path, "read_bytes", counted)
     doctor(root)
     assert sorted(read) == sorted(root.rglob("*.png"))
+
+
+def test_an_unlabelled_copy_is_no_conflict(folder: Make) -> None:
+    folder({"unlabelled": 2})
+    root = folder({"cat": 4, "dog": 4})
+    (root / "unlabelled" / "copy.png").write_bytes((root / "cat" / "000.png").read_bytes())
+    seen = doctor(root)
+    assert len(seen.duplicates) == 1
+    assert seen.conflicts == ()

@@ -105,7 +105,8 @@ class Thin:
     def fold(self, model: nn.Module) -> nn.Module:
         def folded(layer: nn.Module) -> nn.Module:
             assert isinstance(layer, LowRank)
-            layer.layer.weight.data += layer.up.detach() @ layer.down.detach()
+            weight = layer.layer.weight + layer.up @ layer.down  # a new tensor: the old one is shared
+            layer.layer.weight = nn.Parameter(weight.detach(), requires_grad=False)
             return layer.layer
 
         return replace_layers(model, [n for n, m in model.named_modules() if isinstance(m, LowRank)], folded)

@@ -23,7 +23,7 @@ def _model(seed: int, spread: float, centre: State | None = None) -> State:
     state = {name: spread * torch.randn(shape, generator=generator) for name, shape in SHAPES.items()}
     if centre is not None:
         state = {name: centre[name] + value for name, value in state.items()}
-    state["norm.num_batches_tracked"] = torch.tensor(100 + seed)
+    state["norm.num_batches_tracked"] = torch.tensor(100 + 3 * seed**2)
     return state
 
 
@@ -94,13 +94,16 @@ def tied_weights_survive(subject: Subject) -> None:
 
 
 def half_precision(subject: Subject) -> None:
-    """bf16 and fp16 in, the same out, merged in float32 or wider."""
-    for dtype, ulp in ((torch.bfloat16, 2**-8), (torch.float16, 2**-11)):
+    """bf16 and fp16 in, the same out, merged in float32 or wider and rounded once (but for one number in twenty)."""
+    for dtype in (torch.bfloat16, torch.float16):
         given = sample_models(subject, dtype)
         merged = _floats(_merge(subject, given))
         assert all(value.dtype == dtype for value in merged.values()), f"{dtype} models gave another dtype"
         exact = _floats(_merge(subject, cast(given, torch.float64)))
-        assert close(merged, exact, ulp), f"{dtype} models were not merged in float32 or wider"
+        once = {name: value.to(dtype) for name, value in exact.items()}
+        odd = sum(int((once[name] != value).sum()) for name, value in merged.items())
+        count = sum(value.numel() for value in merged.values())
+        assert odd <= count / 20, f"{odd} of {count} numbers of {dtype} models were rounded more than once"
 
 
 def mismatch_names_the_tensor(subject: Subject) -> None:

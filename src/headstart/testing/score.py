@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from headstart.core.evidence import Evidence
-from headstart.core.validate import Refused
 
 from .material import sample_evidence
 from .subject import Check, Kind, Subject, close, refusal
@@ -123,7 +122,7 @@ def degenerate_evidence(subject: Subject) -> None:
     for what, evidence in _degenerate().items():
         try:
             value = subject.make().score(evidence)
-        except Refused:
+        except Exception:
             refusal(partial(subject.make().score, evidence), what)
         else:
             assert math.isfinite(value), f"{what} scored {value}"

@@ -12,8 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ..core.checkpoint import write_atomically
-from ..core.validate import Refused, require
+from headstart.core.checkpoint import write_atomically
+from headstart.core.validate import Refused, require
 
 WORK = ".work"
 DONE = "results.json"
@@ -112,7 +112,7 @@ def _safe(name: str) -> str:
 
 def _locked(path: Path, directory: Path) -> Any:
     """An open file that no other process may lock; the system lets go of it even after `kill -9`."""
-    file = open(path, "w")
+    file = open(path, "w")  # noqa: SIM115  the lock lasts as long as the file is open
     try:
         import fcntl
     except ImportError:  # not on Windows, where two runs in one directory go unnoticed

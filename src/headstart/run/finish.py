@@ -14,14 +14,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .. import __version__
-from ..core.checkpoint import write_atomically
-from ..core.surgery import with_head
-from ..tasks import Judged, Task
-from ..zoo.audit import Audit, audit_after
-from ..zoo.directory import load_model_directory
-from ..zoo.export import export_model
+from headstart import __version__
+from headstart.core.checkpoint import write_atomically
+from headstart.core.surgery import with_head
+from headstart.tasks import Judged, Task
+from headstart.zoo.audit import Audit, audit_after
+from headstart.zoo.directory import load_model_directory
+from headstart.zoo.export import export_model
+
 from .choice import Choice
+from .clock import Clock, now
 from .directory import RunDirectory, disk
 from .predict import Predictor
 from .prepared import logits_of, prepare
@@ -48,7 +50,7 @@ class Finished:
     baselines: Mapping[str, Trained]
     before: Audit
     directory: RunDirectory
-    seconds: Any
+    seconds: Clock
     started: str
     out: str | None
     settings: Mapping[str, Any]
@@ -130,8 +132,7 @@ def evidence(made: Path, task: Task, judged: Judged, logits: Tensor, results: Ma
 
 def run_record(run: Finished, looks: int) -> dict[str, Any]:
     """run.json: everything needed to do it again, and what it was done with."""
-    from ..core.weights import fingerprint
-    from .fit import now
+    from headstart.core.weights import fingerprint
 
     return {
         "format": 1, "settings": run.settings, "digest": run.digest, "seed": run.tuning.seed, "looks": looks,

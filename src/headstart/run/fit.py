@@ -3,35 +3,31 @@
 from __future__ import annotations
 
 import tempfile
-import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
-from ..core.device import accelerator_for
-from ..core.surgery import with_head
-from ..core.validate import Refused, require
-from ..tasks import Task
-from ..zoo import Skipped, Source
+from headstart.core.validate import require
+from headstart.tasks import Task
+from headstart.zoo import Source
+
 from . import routes as ways
+from .begin import audited_before, baselines, chosen, start_of
 from .cache import Cache, Progress
-from .choice import Choice
+from .clock import Clock, now
 from .directory import RunDirectory, refuse_or_resume
 from .finish import Finished, finish
 from .predict import Predictor
 from .prepared import prepare
 from .settings import ROUTES, Reading, Tuning, digest_of
-from .trial import Trained, attempt, best_of, holdout_of, train
+from .trial import attempt, best_of, holdout_of, train
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-
-PATIENCE = 10  # how many times the steps the patient baseline gets
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,8 +67,8 @@ def fit_task(
     batch_size: int = 32,
     folds: int = 3,
     augment: bool = True,
-    workers: str = "here",
-    device: str = "auto",
+    workers: Literal["here", "ray"] = "here",
+    device: Literal["auto", "cpu", "cuda"] = "auto",
     allow: Sequence[str] = (),
     cache: Cache | None = None,
     progress: Progress | None = None,
@@ -117,6 +113,7 @@ def run(
     cache: Cache | None = None, progress: Progress | None = None,
 ) -> Result:  # fmt: skip
     """`fit_task` from settings that are already one object; `reading` is only written down."""
+    tuning.checked()
     require(len(task.test) > 0, "A run needs test examples to judge on", 0, "Load the task with test_share > 0.")
     settings = {"target": task.target, "reading": asdict(reading), "tuning": asdict(tuning)}
     digest, clock = digest_of(tuning, task), Clock()
@@ -133,11 +130,13 @@ def run(
         clock.lap("audit")
         validation = prepare(task.validation.inputs, start.source.preprocess) if len(task.validation) else None
         held = holdout_of(start, tuning.folds, validation, task.validation.labels)
-        common = {"device": tuning.device, "told": progress}
-        tried = [attempt(name, ways.ALL[name], start, held, directory, **common) for name in tuning.routes]
+        place = tuning.device
+        tried = [attempt(name, ways.ALL[name], start, held, directory, device=place, told=progress)
+                 for name in tuning.routes]  # fmt: skip
         best = best_of(tried)
         rows = torch.arange(len(start.labels))
-        final = train(ways.ALL[best.route](start, rows), directory, best.route, seed=tuning.seed, **common)
+        way = ways.ALL[best.route](start, rows)
+        final = train(way, directory, best.route, seed=tuning.seed, device=place, told=progress)
         clock.lap("tune")
         compared = baselines(start, directory, tuning, progress)
         clock.lap("baselines")
@@ -154,81 +153,3 @@ def run(
             source=answer["source"], route=answer["route"], model=done.model,
             directory=None if out is None else path, results=done.results,
         )  # fmt: skip
-
-
-class Clock(dict[str, float]):
-    """Seconds by stage; `lap` ends one."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.began = self.last = time.perf_counter()
-
-    def lap(self, stage: str) -> None:
-        """End a stage: what passed since the last lap goes on its account."""
-        at = time.perf_counter()
-        self[stage] = self.get(stage, 0.0) + at - self.last
-        self.last = at
-        self["total"] = at - self.began
-
-
-def now() -> str:
-    """The time in UTC, as ISO 8601."""
-    return datetime.now(UTC).isoformat(timespec="seconds")
-
-
-def chosen(
-    task: Task, zoo: str | Sequence[str | Source], tuning: Tuning, cache: Cache, progress: Progress | None
-) -> tuple[dict[str, Source], Choice]:
-    """The zoo by name, and the ranking. Refuses when no source fits."""
-    from ..zoo.resolve import resolve
-    from .rank import choose
-
-    sources, skipped = resolve(zoo)
-    choice = choose(task, sources, cache=cache, budget=tuning.budget, seed=tuning.seed, workers=tuning.workers,
-                    skipped=skipped, progress=progress)  # fmt: skip
-    if choice.best is None:
-        raise Refused(f"A run needs a source that fits the task; got none in {tuning.zoo}: {choice.reason} "
-                      f"{_why(choice.skipped)}Name another zoo.")  # fmt: skip
-    return {source.name: source for source in sources}, choice
-
-
-def _why(skipped: Sequence[Skipped]) -> str:
-    return "".join(f"{one.name}: {one.why} " for one in skipped[:3])
-
-
-def start_of(task: Task, source: Source, tuning: Tuning, cache: Cache) -> ways.Start:
-    """The chosen source, loaded, with the task's labelled examples prepared for it."""
-    labels = task.train.labels
-    assert labels is not None
-    model = source.load().to(accelerator_for(tuning.device, "fp32").device)
-    return ways.Start(
-        source=source, model=model, classes=len(task.classes), train=prepare(task.train.inputs, source.preprocess),
-        labels=labels, features=cache.evidence(task.train, source).features, steps=tuning.steps(len(labels)),
-        batch_size=tuning.batch_size, augment=tuning.augment and task.modality == "image", seed=tuning.seed,
-    )  # fmt: skip
-
-
-def audited_before(start: ways.Start, task: Task, tuning: Tuning) -> Any:
-    """The audit before anything is trained; a failure that is not allowed ends the run here."""
-    from ..zoo.audit import audit_before
-
-    plain = with_head(start.model, start.classes, start.source.head).requires_grad_(True)
-    audit = audit_before(start.source, plain, task, allow=tuning.allow)
-    require(audit.passed, "The audit before training must pass",
-            "; ".join(f"{one.name}: {one.detail}" for one in audit.failures),
-            f"Repair the source, or allow it by name: --allow {' '.join(one.name for one in audit.failures)}")  # fmt: skip
-    return audit
-
-
-def baselines(
-    start: ways.Start, directory: RunDirectory, tuning: Tuning, progress: Progress | None
-) -> dict[str, Trained]:
-    """What the same network does without its pretraining: trained as long, trained ten times as long, and frozen."""
-    rows = torch.arange(len(start.labels))
-    made = {
-        "scratch": ways.scratch(start, rows),
-        "random": ways.random_features(start, rows),
-        "patient": ways.scratch(start, rows, times=PATIENCE),
-    }
-    return {name: train(way, directory, name, seed=tuning.seed, device=tuning.device, told=progress)
-            for name, way in made.items()}  # fmt: skip

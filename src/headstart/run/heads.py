@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ..core.statistics import ClassStatistics
-from ..core.surgery import with_head
-from ..core.taps import layer_of
+from headstart.core.statistics import ClassStatistics
+from headstart.core.surgery import with_head
+from headstart.core.taps import layer_of
 
 
 def gaussian_head(statistics: ClassStatistics) -> tuple[Tensor, Tensor]:
@@ -62,7 +62,7 @@ def reset(model: nn.Module, seed: int) -> nn.Module:
     """
     import copy
 
-    from ..core.rng import seeded
+    from headstart.core.rng import seeded
 
     new = copy.deepcopy(model).requires_grad_(True)
     with seeded(seed), torch.no_grad():

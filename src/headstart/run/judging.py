@@ -1,11 +1,10 @@
-"""What one look at the test labels says: calibration, classes, mistakes, and the gain over a baseline with its doubt."""
+"""What one look at the test labels says: calibration, classes, mistakes, the gain over a baseline with its doubt."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 

@@ -10,8 +10,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ..core.validate import Refused, require
-from ..zoo import Preprocess
+from headstart.core.validate import Refused, require
+from headstart.zoo import Preprocess
+
 from .prepared import Prepared, logits_of
 
 
@@ -58,8 +59,8 @@ def load(directory: str | Path) -> Predictor:
     require(path.is_dir(), "predict needs the directory of a finished run", path, "Check the path.")
     if not (path / "model").is_dir() and (path / ".work").is_dir():
         raise Refused(f"predict needs a finished run; got {path}, which is unfinished. Run its fit command again.")
-    from ..zoo.directory import load_model_directory
-    from ..zoo.resolve import resolve
+    from headstart.zoo.directory import load_model_directory
+    from headstart.zoo.resolve import resolve
 
     folder = path / "model" if (path / "model").is_dir() else path
     model, preprocess, classes = load_model_directory(folder)
@@ -76,7 +77,7 @@ def raw_inputs(inputs: Any, modality: str) -> Sequence[Any]:
     """
     import numpy as np
 
-    from ..tasks import Images, Rows, Texts
+    from headstart.tasks import Images, Rows, Texts
 
     if isinstance(inputs, Images | Texts | Rows):
         return inputs

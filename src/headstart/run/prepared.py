@@ -11,11 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..core.stream import Batch, each
-from ..core.validate import require
+from headstart.core.stream import Batch, each
+from headstart.core.validate import require
 
 if TYPE_CHECKING:
-    from ..zoo import Preprocess
+    from headstart.zoo import Preprocess
 
 READY = 2**28  # bytes of prepared examples to keep in memory
 
@@ -130,4 +130,6 @@ def logits_of(model: nn.Module, examples: Prepared, rows: Tensor | None = None) 
     device = next(model.parameters()).device
     wanted = torch.arange(len(examples)) if rows is None else rows
     model.eval()
-    return torch.cat([model(each(lambda t: t.to(device), examples.rows(part))).cpu() for part in wanted.split(128)])
+    return torch.cat(
+        [model(each(lambda t: t.to(device), examples.rows(part))).cpu() for part in torch.split(wanted, 128)]
+    )

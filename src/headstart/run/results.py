@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ..tasks import Judged, wilson
-from ..zoo.audit import Audit
+from headstart.tasks import Judged, wilson
+from headstart.zoo.audit import Audit
+
 from . import judging
 from .settings import command
 from .trial import Trained, Tried
@@ -147,10 +148,10 @@ def candidates(run: Finished, judged: Judged, right: Mapping[str, Tensor]) -> li
 
 def _route(one: Tried, run: Finished, judged: Judged) -> dict[str, Any]:
     chosen, final = one.route == run.best.route, run.trained
-    selection = None if one.accuracy is None else {
-        "accuracy": one.accuracy, "low": one.low, "high": one.high, "folds": list(one.folds), "how": one.how}  # fmt: skip
-    row = {"name": one.route, "role": "route", "source": run.start.source.name, "route": one.route,
-           "selection": selection, "test": None, "seconds": round(one.seconds, 3), "chosen": chosen,
+    selection = {"accuracy": one.accuracy, "low": one.low, "high": one.high, "folds": list(one.folds), "how": one.how}
+    row: dict[str, Any] = {"name": one.route, "role": "route", "source": run.start.source.name, "route": one.route,
+           "selection": None if one.accuracy is None else selection, "test": None,
+           "seconds": round(one.seconds, 3), "chosen": chosen,
            "steps": one.steps, "trainable": one.trainable, "parameters": one.parameters, "history": []}  # fmt: skip
     if one.why_skipped:
         row["why_skipped"] = one.why_skipped
@@ -170,7 +171,7 @@ def _cost(one: Trained) -> dict[str, Any]:
 
 def methods(run: Finished) -> list[str]:
     """Slugs of the published methods that took part, for `headstart cite`."""
-    from ..core.catalogue import modules_with
+    from headstart.core.catalogue import modules_with
 
     known = {name.rsplit(".", 1)[1].replace("_", "-") for name in modules_with("PAPER")}
     used = {score.lower() for one in run.choice.ranking for score in one.scores}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -9,11 +10,12 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from ..core.evidence import extract
-from ..core.plan import Plan, adamw, cosine
-from ..core.statistics import ClassStatistics
-from ..core.surgery import with_head
-from ..zoo import Source
+from headstart.core.evidence import extract
+from headstart.core.plan import Plan, adamw, cosine
+from headstart.core.statistics import ClassStatistics
+from headstart.core.surgery import with_head
+from headstart.zoo import Source
+
 from .heads import gaussian_head, headed, reset
 from .prepared import Prepared, Shuffled, jitter
 from .probe import cross_validated, fit_probe
@@ -51,7 +53,7 @@ class Start:
     def rate(self) -> float:
         """Learning rate of AdamW: 1e-3 up to a million parameters, then falling with the square root of the size."""
         millions = sum(p.numel() for p in self.model.parameters()) / 1e6
-        return 1e-3 / max(1.0, millions) ** 0.5
+        return 1e-3 / math.sqrt(max(1.0, millions))
 
     def plan(self, model: nn.Module, rows: Tensor, *, rate: float, steps: int | None = None) -> Plan:
         """Train `model` on these rows."""
@@ -103,10 +105,12 @@ def lpft(start: Start, rows: Tensor) -> Way:
 
 def lora(start: Start, rows: Tensor) -> Way:
     """Low-rank changes beside every layer, from the solved probe; folded into plain weights afterwards."""
-    from ..adapt.lora import LoRA
+    from headstart.adapt.lora import LoRA
 
     solved = probe(start, rows)
-    plan = start.plan(solved.plain, rows, rate=3 * start.rate).under(LoRA(rank=4))
+    plan = start.plan(solved.plain, rows, rate=3 * start.rate).under(
+        LoRA(rank=4, head=start.source.head, seed=start.seed)
+    )
     return Way(plain=solved.plain, plan=plan, seconds=solved.seconds)
 
 
@@ -123,11 +127,13 @@ def scratch(start: Start, rows: Tensor, *, times: int = 1) -> Way:
 
 
 def random_features(start: Start, rows: Tensor) -> Way:
-    """The same network with random weights, frozen, under a solved probe; batch statistics are of the task's examples."""
+    """The same network with random weights, frozen, under a solved probe; its batch statistics are of the task."""
     began = time.perf_counter()
     model = reset(with_head(start.model, start.classes, start.source.head), start.seed)
     _settle(model, start.train, rows)
-    features = extract(model, (start.train.rows(part) for part in rows.split(128)), head=start.source.head).features
+    features = extract(
+        model, (start.train.rows(part) for part in torch.split(rows, 128)), head=start.source.head
+    ).features
     weight, bias = _logistic(features, start.labels[rows], start.classes)
     return Way(plain=headed(model, start.source.head, weight, bias), seconds=time.perf_counter() - began)
 
@@ -137,7 +143,7 @@ TRAINED = ("lpft", "lora", "full")
 
 
 def _logistic(features: Tensor, labels: Tensor, classes: int) -> tuple[Tensor, Tensor]:
-    fewest = int(labels.bincount()[labels.unique()].min())
+    fewest = int(labels.bincount()[torch.unique(labels)].min())
     if fewest < 2:  # nothing to choose the strength on
         return fit_probe(features, labels, classes)
     strength = cross_validated(features, labels, folds=min(5, fewest), repeats=1).strength
@@ -161,7 +167,7 @@ def _settle(model: nn.Module, examples: Prepared, rows: Tensor) -> None:
         for layer in layers:
             layer.momentum = None  # a plain average over the batches
         model.train()
-        for part in rows.split(128):
+        for part in torch.split(rows, 128):
             model(examples.rows(part))
         model.eval()
         for layer in layers:

@@ -10,12 +10,12 @@ import types
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Union, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from ..core.validate import Refused, one_of, require
+from headstart.core.validate import Refused, one_of, require
 
 if TYPE_CHECKING:
-    from ..tasks import Task
+    from headstart.tasks import Task
 
 ROUTES = ("probe", "bayes", "lpft", "lora", "full")
 
@@ -34,16 +34,24 @@ class Reading:
     """Column with picture files, relative to the table."""
     text_column: str | None = None
     """Column with texts."""
-    feature_columns: tuple[str, ...] | None = None
+    feature_columns: tuple[str, ...] = ()
     """Numeric columns; by default all of them but the label."""
     label_column: str | None = None
     """Column with the class; by default the one called label, class, target or y."""
     split_column: str | None = None
     """Column that says train, validation or test."""
+    missing_labels: Literal["refuse", "unlabelled"] = "refuse"
+    """Whether rows without a label are refused, or taken as unlabelled examples."""
+    label_type: Literal["auto", "text"] = "auto"
+    """Take text for a label column that mixes numbers and words."""
     max_unreadable: float = 0.1
     """Skip unreadable pictures (each is named) up to this share."""
     split: str | None = None
     """A split.json of an earlier run; the shares and labels per class are then not used."""
+
+    def options(self) -> dict[str, Any]:
+        """The keyword arguments of `load_task`."""
+        return asdict(self) | {"feature_columns": self.feature_columns or None}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,14 +74,19 @@ class Tuning:
     """Cross-validation folds, where there is no validation part."""
     augment: bool = True
     """Shift, turn and scale pictures a little while tuning."""
-    workers: str = "here"
+    workers: Literal["here", "ray"] = "here"
     """Where sources are ranked: here, or ray (a Ray cluster)."""
-    device: str = "auto"
-    """auto, cpu or cuda."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to compute."""
     allow: tuple[str, ...] = ()
     """Audit findings that may fail, by name."""
 
-    def __post_init__(self) -> None:
+    def checked(self) -> Tuning:
+        """These settings, if they make sense.
+
+        Raises:
+            Refused: an unknown word (with the nearest known one), or a number out of range.
+        """
         require(bool(self.routes), "A run needs at least one route", "none", f"Choose from: {', '.join(ROUTES)}.")
         for route in self.routes:
             one_of("A route", route, ROUTES)
@@ -83,10 +96,11 @@ class Tuning:
         for name, least in (("epochs", 1), ("batch_size", 2), ("folds", 2), ("seed", 0)):
             value = getattr(self, name)
             require(value >= least, f"{name} must be at least {least}", value, "Raise it.")
-        from ..zoo.audit import ALLOWED
+        from headstart.zoo.audit import ALLOWED
 
         for name in self.allow:
             one_of("allow", name, ALLOWED)
+        return self
 
     def steps(self, examples: int) -> int:
         """Optimizer steps for that many labelled examples: the asked epochs, but at least 30 and at most 400 steps.
@@ -120,6 +134,8 @@ def _fits(value: Any, hint: Any) -> bool:
         return any(_fits(value, option) for option in get_args(hint))
     if get_origin(hint) is tuple:
         return isinstance(value, tuple) and all(isinstance(item, get_args(hint)[0]) for item in value)
+    if get_origin(hint) is Literal:
+        return value in get_args(hint)
     if hint is float:
         return isinstance(value, int | float) and not isinstance(value, bool)
     return isinstance(value, hint) and not (hint is int and isinstance(value, bool))
@@ -160,4 +176,4 @@ def read_run(path: Path) -> dict[str, Any]:
         known = False
     if not known:
         raise Refused(f"--from needs a run.json that headstart wrote; got {file}. Point at DIR/run.json.")
-    return content
+    return dict(content)

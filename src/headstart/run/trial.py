@@ -5,14 +5,16 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..core.loop import fit
-from ..core.validate import Refused
-from ..tasks import wilson
+from headstart.core.loop import fit
+from headstart.core.validate import Refused
+from headstart.tasks import wilson
+
 from .directory import RunDirectory
 from .prepared import Prepared, logits_of
 from .probe import folds_of
@@ -126,9 +128,8 @@ def attempt(
     label = f"{route} {start.source.name}"
 
     def whole() -> Any:
-        parts = [directory.recall(f"held out {label} {k}", lambda k=k: _fold(route, make, start, held, k, directory,
-                                                                             device=device, told=told))
-                 for k in range(held.count)]  # fmt: skip
+        one = partial(_fold, route, make, start, held, directory, device=device, told=told)
+        parts = [directory.recall(f"held out {label} {k}", partial(one, k=k)) for k in range(held.count)]
         right = [one for part in parts for one in part["right"]]
         low, high = wilson(sum(right), len(right))
         return asdict(Tried(
@@ -149,14 +150,15 @@ def attempt(
 
 
 def _fold(
-    route: str, make: Route, start: Start, held: Holdout, k: int, directory: RunDirectory, *, device: str,
+    route: str, make: Route, start: Start, held: Holdout, directory: RunDirectory, *, k: int, device: str,
     told: Told | None,
 ) -> dict[str, Any]:  # fmt: skip
     """Train on all folds but one (or on everything, where there is a validation part) and look at what was left out."""
     began = time.perf_counter()
     everything = torch.arange(len(start.labels))
     if held.fold is None:
-        assert held.validation is not None and held.labels is not None
+        assert held.validation is not None
+        assert held.labels is not None
         trained = train(make(start, everything), directory, route, seed=start.seed, device=device, told=told)
         right = logits_of(trained.model, held.validation).argmax(1) == held.labels
     else:

@@ -1,0 +1,80 @@
+"""The beginning of a run: the ranking, the chosen source made ready, the audit before training, the baselines."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from headstart.core.device import accelerator_for
+from headstart.core.surgery import with_head
+from headstart.core.validate import Refused, require
+from headstart.tasks import Task
+from headstart.zoo import Skipped, Source
+from headstart.zoo.audit import Audit, audit_before
+from headstart.zoo.resolve import resolve
+
+from . import routes
+from .cache import Cache, Progress
+from .choice import Choice
+from .directory import RunDirectory
+from .prepared import prepare
+from .rank import choose
+from .settings import Tuning
+from .trial import Trained, train
+
+PATIENCE = 10  # how many times the steps the patient baseline gets
+
+
+def chosen(
+    task: Task, zoo: str | Sequence[str | Source], tuning: Tuning, cache: Cache, progress: Progress | None
+) -> tuple[dict[str, Source], Choice]:
+    """The zoo by name, and the ranking. Refuses when no source fits."""
+    sources, skipped = resolve(zoo)
+    choice = choose(task, sources, cache=cache, budget=tuning.budget, seed=tuning.seed, workers=tuning.workers,
+                    skipped=skipped, progress=progress)  # fmt: skip
+    if choice.best is None:
+        raise Refused(f"A run needs a source that fits the task; got none in {tuning.zoo}: {choice.reason} "
+                      f"{_why(choice.skipped)}Name another zoo.")  # fmt: skip
+    return {source.name: source for source in sources}, choice
+
+
+def _why(skipped: Sequence[Skipped]) -> str:
+    return "".join(f"{one.name}: {one.why} " for one in skipped[:3])
+
+
+def start_of(task: Task, source: Source, tuning: Tuning, cache: Cache) -> routes.Start:
+    """The chosen source, loaded, with the task's labelled examples prepared for it."""
+    labels = task.train.labels
+    assert labels is not None
+    model = source.load().to(accelerator_for(tuning.device, "fp32").device)
+    return routes.Start(
+        source=source, model=model, classes=len(task.classes), train=prepare(task.train.inputs, source.preprocess),
+        labels=labels, features=cache.evidence(task.train, source).features, steps=tuning.steps(len(labels)),
+        batch_size=tuning.batch_size, augment=tuning.augment and task.modality == "image", seed=tuning.seed,
+    )  # fmt: skip
+
+
+def audited_before(start: routes.Start, task: Task, tuning: Tuning) -> Audit:
+    """The audit before anything is trained; a failure that is not allowed ends the run here."""
+    plain = with_head(start.model, start.classes, start.source.head).requires_grad_(True)
+    audit = audit_before(start.source, plain, task, allow=tuning.allow)
+    names = " ".join(one.name for one in audit.failures)
+    require(audit.passed, "The audit before training must pass",
+            "; ".join(f"{one.name}: {one.detail}" for one in audit.failures),
+            f"Repair the source, or allow it by name: --allow {names}")  # fmt: skip
+    return audit
+
+
+def baselines(
+    start: routes.Start, directory: RunDirectory, tuning: Tuning, progress: Progress | None
+) -> dict[str, Trained]:
+    """What the same network does without its pretraining: trained as long, trained ten times as long, and frozen."""
+    rows = torch.arange(len(start.labels))
+    made = {
+        "scratch": routes.scratch(start, rows),
+        "random": routes.random_features(start, rows),
+        "patient": routes.scratch(start, rows, times=PATIENCE),
+    }
+    return {name: train(way, directory, f"baseline {name}", seed=tuning.seed, device=tuning.device, told=progress)
+            for name, way in made.items()}  # fmt: skip

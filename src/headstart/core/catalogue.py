@@ -40,7 +40,7 @@ def modules_with(name: str, room: str | None = None) -> tuple[str, ...]:
 
 
 def _assigned(text: str) -> set[str]:
-    names = set()
+    names: set[str] = set()
     for node in ast.parse(text).body:
         targets = (
             node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []

@@ -35,7 +35,7 @@ class State:
         self, module: nn.Module, optimizer: Optimizer, plan: Plan, seed: int, accelerator: Accelerator
     ) -> None:
         self.module, self.optimizer, self.accelerator = module, optimizer, accelerator
-        self.memories = [call for call in plan.after_step if isinstance(call, Stateful)]
+        self.memories: list[Any] = [call for call in plan.after_step if isinstance(call, Stateful)]
         frozen = {name for name, p in module.named_parameters(remove_duplicate=False) if not p.requires_grad}
         self.left_out = set() if plan.after_step else frozen
         shapes = {name: list(value.shape) for name, value in self._weights().items()}

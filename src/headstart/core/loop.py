@@ -89,7 +89,8 @@ def fit(
         state = saved.State(objective, optimizer, plan, seed, accelerator)
         path = None if checkpoint is None else saved.path_of(checkpoint, rank)
         first, losses = state.load(path) if path and resume and path.exists() else (0, [])
-        torch.random.default_generator.manual_seed(seed + rank) if first == 0 else None
+        if first == 0:
+            torch.default_generator.manual_seed(seed + rank)
         batches = drawn(plan.stream, first, seed)
         for index in range(first, plan.steps):
             for group, rate in zip(optimizer.param_groups, rates, strict=True):

@@ -11,13 +11,17 @@ import numpy as np
 import torch
 
 
+def _gpu() -> bool:
+    return bool(torch.cuda.is_initialized())  # type: ignore[no-untyped-call]
+
+
 def random_state() -> dict[str, Any]:
     """The state of torch's (CPU and GPU), numpy's and Python's generators, in types that `torch.save` keeps safe."""
     name, keys, position, has_gauss, gauss = np.random.get_state(legacy=True)
     version, inner, cached = random.getstate()
     return {
         "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else [],
+        "cuda": torch.cuda.get_rng_state_all() if _gpu() else [],
         "numpy": (str(name), torch.from_numpy(np.asarray(keys).astype(np.int64)), position, has_gauss, gauss),
         "python": (version, inner, cached),
     }
@@ -47,8 +51,8 @@ def seeded(seed: int | None) -> Iterator[None]:
     state = random_state()
     try:
         if seed is not None:
-            torch.random.default_generator.manual_seed(seed)
-            if torch.cuda.is_initialized():
+            torch.default_generator.manual_seed(seed)
+            if _gpu():
                 torch.cuda.manual_seed_all(seed)
             np.random.seed(seed % 2**32)
             random.seed(seed)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -73,7 +74,7 @@ class Batches:
             order = torch.randperm(n, generator=torch.Generator().manual_seed(self.seed * 1_000_003 + epoch))
             for k in range(first, per_epoch):
                 rows = order[k * width : (k + 1) * width]
-                x = each(lambda t, rows=rows: t[rows], self.x)
+                x = each(partial(torch.index_select, dim=0, index=rows), self.x)
                 yield Batch(self.augment(x) if self.augment else x, None if self.y is None else self.y[rows])
                 position += 1
 

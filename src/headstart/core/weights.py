@@ -28,7 +28,9 @@ class MergeRule(Protocol):
     """
 
     scope: ClassVar[Literal["tensor", "model"]]
-    symmetric: ClassVar[bool]
+
+    @property
+    def symmetric(self) -> bool: ...
 
     def merge(
         self, models: Sequence[Weights], *, base: Weights | None = None, importance: Sequence[Weights] | None = None

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from headstart.core.loop import fit
+from headstart.core.objective import Fitted
 from headstart.core.plan import CrossEntropy, Plan, Step, Term, sgd
 from headstart.core.rng import random_state
 from headstart.core.stream import Batches
@@ -31,13 +32,21 @@ def _use(method: Any, plan: Plan) -> dict[str, Tensor]:
     return dict(fitted.model.state_dict())
 
 
+def _fit(plan: Plan, when: str) -> Fitted:
+    try:
+        fitted = fit(plan, device="cpu")
+    except Exception as error:
+        raise AssertionError(f"{when} training raised {type(error).__name__}: {error}") from error
+    assert bool(torch.isfinite(fitted.losses).all()), f"{when} a loss is not finite"
+    return fitted
+
+
 def gives_a_plan_that_trains(subject: Subject) -> None:
     """A plan of as many steps, with the model's output shape, whose losses are finite and whose weights move."""
     plan = plan_of(subject)
     given = subject.make()(plan)
     assert isinstance(given, Plan), f"a tactic gives a Plan, not {type(given).__name__}"
-    fitted = fit(given, device="cpu")
-    assert bool(torch.isfinite(fitted.losses).all()), "a loss is not finite"
+    fitted = _fit(given, "alone")
     x = digits()[0][:4]
     assert fitted.model(x).shape == plan.model(x).shape, "the trained model has outputs of another shape"
     assert not torch.equal(fitted.model(x), plan.model(x)), "training moved nothing"
@@ -49,8 +58,7 @@ def composes_with_surgery(subject: Subject) -> None:
     frozen = plain.model.get_parameter("enter.bias") if isinstance(plain.model.get_submodule("enter"), nn.Linear) else 0
     first, second = subject.make(), subject.make()
     for order, plan in (("before", first(plain).under(Thin())), ("after", second(plain.under(Thin())))):
-        fitted = fit(plan, device="cpu")
-        assert bool(torch.isfinite(fitted.losses).all()), f"{order} a surgery a loss is not finite"
+        fitted = _fit(plan, f"{order} a surgery")
         got, expected = fitted.model.state_dict().keys(), plain.model.state_dict().keys()
         assert got == expected, f"{order} a surgery the result is not folded: {sorted(got ^ expected)[:3]}"
         after = fitted.model.get_parameter("enter.bias")
@@ -62,9 +70,8 @@ def composes_with_a_term(subject: Subject) -> None:
     plain = plan_of(subject)
     first, second = subject.make(), subject.make()
     for order, plan in (("before", first(plain).plus(decay=_Decay())), ("after", second(plain.plus(decay=_Decay())))):
-        fitted = fit(plan, device="cpu")
+        fitted = _fit(plan, f"{order} a term")
         assert {"task", "decay"} <= set(fitted.terms), f"{order} a term: terms are {sorted(fitted.terms)}"
-        assert bool(torch.isfinite(fitted.losses).all()), f"{order} a term a loss is not finite"
 
 
 def keeps_what_the_plan_had(subject: Subject) -> None:

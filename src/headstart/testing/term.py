@@ -119,7 +119,7 @@ def least_at_its_optimum(subject: Subject) -> None:
     """The declared minimum at the declared optimum, and no less at the given batch."""
     assert subject.optimum is not None
     term = subject.make()
-    best = float(term(subject.optimum(term)))
+    best = float(term(subject.optimum(term)).detach())
     assert close(best, subject.minimum, 1e-5), f"{best} at the optimum; declared is {subject.minimum}"
     usual = float(_loss(subject.make(), _given(subject)).detach())
     assert usual >= best - 1e-5, f"{usual} at the given batch is below {best} at the optimum"

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from headstart.adapt import LoRA
 from headstart.align import DANN
 from headstart.align.dann import Domain, annealed, reverse, rise
 from headstart.core.loop import fit
@@ -164,10 +165,14 @@ def test_any_layer_can_be_aligned(layer, width):
     fit(plan, device="cpu")
 
 
-def test_it_composes_with_a_distillation_term_on_the_source():
+def test_it_composes_with_lora_and_a_distillation_term_on_the_source():
     source, target = worlds()
-    plan = DANN(target)(Plan(model=model_of(), stream=source, steps=5)).plus(kd=On("source", SoftTargets(model_of(1))))
-    assert list(fit(plan, device="cpu").history) == ["task", "domain", "kd"]
+    plan = Plan(model=model_of(), stream=source, steps=5)
+    fitted = fit(DANN(target)(plan).under(LoRA(rank=2)).plus(kd=On("source", SoftTargets(model_of(1)))), device="cpu")
+    assert list(fitted.history) == ["task", "domain", "kd"]
+    assert fitted.model.state_dict().keys() == plan.model.state_dict().keys()
+    assert not torch.equal(fitted.model[0].weight, plan.model[0].weight)
+    assert torch.equal(fitted.model[0].bias, plan.model[0].bias)
 
 
 def test_features_of_two_shifted_clouds_are_drawn_together():

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from headstart.adapt import LoRA
 from headstart.core.loop import fit
 from headstart.core.plan import Batch, Plan, Step, sgd
 from headstart.core.rng import seeded
@@ -125,6 +126,20 @@ def test_training_stays_nearer_where_the_old_task_cares_and_the_more_the_stronge
         after = weights(fit(ewc(plan), device="cpu").model)
         moved.append(sum((ewc.importance[name] * (after[name] - ewc.centre[name]) ** 2).sum().item() for name in after))
     assert moved[0] > 2 * moved[1] > 4 * moved[2]
+
+
+def test_under_lora_the_weights_that_are_computed_with_are_held():
+    task, ewc = task_of(1), EWC()
+    plan = Plan(model=model_of(), stream=Batches(x=task.x, y=task.y, batch_size=8), steps=60, optimizer=sgd(0.05))
+    ewc.remember(plan.model, [task_of(0)])
+    moved = []
+    for strength in (0.0, 100.0):
+        ewc.strength = strength
+        for p in (ewc(plan).under(LoRA(rank=2)), ewc(plan.under(LoRA(rank=2)))):
+            after = weights(fit(p, device="cpu").model)
+            moved.append((ewc.importance["0.weight"] * (after["0.weight"] - ewc.centre["0.weight"]) ** 2).sum().item())
+    assert moved[0] == moved[1] > 2 * moved[2]
+    assert moved[2] == moved[3]
 
 
 def test_a_weight_that_never_matters_is_free_and_finite():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import reduce
 from typing import Any, Literal
 
 import torch
@@ -76,7 +77,10 @@ class EWC:
         one_of("labels", self.labels, ["expected", "true", "sampled"])
 
     def remember(self, model: nn.Module, stream: Iterable[Any]) -> None:
-        """Add the task that `model` has just learned; `stream` is one finite pass over its examples."""
+        """Add the task that `model` has just learned: its weights that require gradients.
+
+        `stream` is one finite pass over the task's examples.
+        """
         weights = dict(model.named_parameters())
         for name, fisher in diagonal_fisher(model, stream, labels=self.labels).items():
             here = weights[name].detach()
@@ -102,8 +106,13 @@ class Anchor(Term):
         self.register_buffer("centre", torch.cat([centre[name].flatten() for name in self.shapes]))
 
     def forward(self, step: Step) -> Tensor:
-        weights = dict(step.model.named_parameters())
-        lost = [name for name, shape in self.shapes.items() if name not in weights or weights[name].shape != shape]
+        weights = {name: _attribute(step.model, name) for name in self.shapes}
+        lost = [name for name, shape in self.shapes.items() if getattr(weights[name], "shape", None) != shape]
         require(not lost, "The model must have every remembered weight in its shape", lost, "Keep the architecture.")
         here = torch.cat([weights[name].flatten() for name in self.shapes])
         return self.strength / 2 * (self.importance * (here - self.centre).square()).sum()
+
+
+def _attribute(model: Any, name: str) -> Any:
+    """What the model computes with under this name: under LoRA, or any parametrisation, the changed weight."""
+    return reduce(lambda owner, part: getattr(owner, part, None), name.split("."), model)

@@ -264,3 +264,13 @@ def test_training_mode_is_given_back(after):
     audit_after(*after, head="head")
     assert after[1].training
     assert not after[2].training
+
+
+def test_blocks_of_a_wrapped_model_are_told_apart(after):
+    before, trained, reloaded, batch = after
+    outer, again = nn.ModuleDict({"model": trained}), nn.ModuleDict({"model": reloaded})
+    outer.forward, again.forward = trained.forward, reloaded.forward
+    wrapped = {f"model.{key}": value for key, value in before.items()}
+    audit = audit_after(wrapped, outer, again, batch, head="model.head")
+    assert audit.passed, audit.failures
+    assert "model.head from zero" in next(finding.detail for finding in audit.findings if finding.name == "moved")

@@ -116,7 +116,8 @@ def test_the_card_says_where_it_came_from_and_its_front_matter_is_yaml(save_mode
     _, front, body = text.split("---\n", 2)
     card = yaml.safe_load(front)
     assert card["library_name"] == "transformers"
-    assert card["base_model"] == source.name.removeprefix("hf:")
+    assert card["base_model"] == "vit"
+    assert not [file for file in out.iterdir() if str(tmp_path).encode() in file.read_bytes()]
     assert card["metrics"] == ["accuracy"]
     assert "a: b" in card["tags"]
     assert "| accuracy | 0.9321 |" in body
@@ -192,44 +193,46 @@ def test_wrong_requests_are_refused_before_anything_is_written(save_model, tmp_p
 
 EXPORT = """
 import os, signal, sys, torch
-from headstart.core.surgery import with_head
+from headstart import nets
 from headstart.core.validate import Refused
-from headstart.zoo.hf_source import hf_source
 from headstart.zoo.export import export_model
-source = hf_source(sys.argv[1])
-model = with_head(source.load(), 2, source.head).eval()
+from headstart.zoo.mini import Squared
+from headstart.zoo.source import Source
+source = Source(
+    name="mini:made-here", modality="image", load=lambda: nets.build("cnn", 2), head="head", classes=(),
+    preprocess=Squared(size=32, mean=(0.5,) * 3, std=(0.25,) * 3), licence="CC0-1.0", fingerprint="", kind="mini",
+    facts={{"family": "cnn"}},
+)
+model = source.load().eval()
 {before}
 try:
-    export_model(model, sys.argv[2], source=source, classes=["a", "b"])
+    export_model(model, sys.argv[1], source=source, classes=["a", "b"])
 except Refused as problem:
     print(problem, file=sys.stderr)
     raise SystemExit(2)
 """
 
 
-def test_kill_before_the_rename_leaves_no_model_and_the_next_run_finishes(save_model, tmp_path):
-    folder, out = save_model("vit"), tmp_path / "out"
-    killed = EXPORT.format(before="os.replace = lambda *_: os.kill(os.getpid(), signal.SIGKILL)")
-    first = subprocess.run([sys.executable, "-c", killed, str(folder), str(out)], env=_environment(), check=False)
-    assert first.returncode == -9
+def run_export(out: Path, before: str = "") -> subprocess.CompletedProcess[str]:
+    run = [sys.executable, "-c", EXPORT.format(before=before), str(out)]
+    return subprocess.run(run, env=_environment(), capture_output=True, text=True, check=False)
+
+
+def test_kill_before_the_rename_leaves_no_model_and_the_next_run_finishes(tmp_path):
+    out = tmp_path / "out"
+    assert run_export(out, "os.replace = lambda *_: os.kill(os.getpid(), signal.SIGKILL)").returncode == -9
     assert not out.exists()
     assert (tmp_path / ".out.partial").exists()
-    again = subprocess.run([sys.executable, "-c", EXPORT.format(before=""), str(folder), str(out)], env=_environment())
-    assert again.returncode == 0
+    assert run_export(out).returncode == 0
     assert load_model_directory(out)[2] == ("a", "b")
     assert not (tmp_path / ".out.partial").exists()
 
 
-def test_a_disk_that_takes_no_more_bytes_is_refused_and_nothing_is_left(save_model, tmp_path):
-    folder, out = save_model("vit"), tmp_path / "out"
+def test_a_disk_that_takes_no_more_bytes_is_refused_and_nothing_is_left(tmp_path):
+    out = tmp_path / "out"
     small = "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\nimport resource\n"
     small += "resource.setrlimit(resource.RLIMIT_FSIZE, (9000, 9000))"
-    done = subprocess.run(
-        [sys.executable, "-c", EXPORT.format(before=small), str(folder), str(out)],
-        env=_environment(),
-        capture_output=True,
-        text=True,
-    )
+    done = run_export(out, small)
     assert done.returncode == 2, done.stderr
     assert "Free space" in done.stderr
     assert not out.exists()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
+from math import inf
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -20,6 +21,8 @@ from .keys import check_loaded as check_loaded
 from .keys import key_problems as key_problems
 from .keys import load_report as load_report
 from .keys import load_weights as load_weights
+from .movement import block_of, telling_depth
+from .movement import movement as movement
 
 if TYPE_CHECKING:
     from headstart.tasks import Task
@@ -56,8 +59,9 @@ def audit_before(
     rows.append(("classes", distinct, f"{len(task.classes)} classes, {len(set(task.classes))} distinct"))
     params = [(name, p) for name, p in (trained or model).named_parameters() if p.requires_grad]
     blocks: dict[str, int] = {}
+    depth = telling_depth([name for name, _ in params])
     for name, p in params:
-        blocks[name.partition(".")[0]] = blocks.get(name.partition(".")[0], 0) + p.numel()
+        blocks[block_of(name, depth)] = blocks.get(block_of(name, depth), 0) + p.numel()
     whole = sum(p.numel() for p in (trained or model).parameters())
     detail = ", ".join(f"{block} {count:,}" for block, count in blocks.items()) or "nothing"
     rows.append(("trains", bool(params), f"{sum(blocks.values()):,} of {whole:,} weights: {detail}"))
@@ -121,8 +125,8 @@ def audit_after(
     rows = [
         ("finite", not bad, f"NaN or infinite in {', '.join(bad[:5])}" if bad else f"{len(own)} weights are finite")
     ]
-    moved = movement(before, own)
-    told = ", ".join(f"{block} {share:.2%}" for block, share in moved.items())
+    moved = movement(before, own, depth=telling_depth(list(before)))
+    told = ", ".join(f"{name} {share:.2%}" if share < inf else f"{name} from zero" for name, share in moved.items())
     rows.append(
         ("moved", any(share > 0 for share in moved.values()), f"relative change: {told or 'nothing to compare'}")
     )
@@ -142,22 +146,6 @@ def audit_after(
     )
     rows.append(_predictions(after, reloaded, batch))
     return findings_of(rows, allow)
-
-
-def movement(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> dict[str, float]:
-    """How far each top-level block moved: norm of the change over norm of the start, infinite from zero."""
-    change: dict[str, float] = {}
-    start: dict[str, float] = {}
-    for key, old in before.items():
-        new = after.get(key)
-        if new is None or new.shape != old.shape or not old.is_floating_point():
-            continue
-        block = key.partition(".")[0]
-        first, last = old.detach().cpu().double(), new.detach().cpu().double()
-        change[block] = change.get(block, 0.0) + float((last - first).square().sum())
-        start[block] = start.get(block, 0.0) + float(first.square().sum())
-    far = {block: (change[block] ** 0.5, start[block] ** 0.5) for block in change}
-    return {block: moved / size if size else (float("inf") if moved else 0.0) for block, (moved, size) in far.items()}
 
 
 def _same(one: Tensor | None, other: Tensor | None) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from .source import Source
 
@@ -34,7 +35,8 @@ def model_card(
         notes: Markdown to add at the end.
     """
     what = {"image": "image-classification", "text": "text-classification", "numeric": "tabular-classification"}
-    base = source.name.removeprefix("timm:").removeprefix("hf-hub:").removeprefix("hf:")
+    named = public_name(source)
+    base = named.removeprefix("timm:").removeprefix("hf-hub:").removeprefix("hf:").removeprefix("dir:")
     front = {
         "library_name": LIBRARIES.get(layout, "headstart"),
         "base_model": base,
@@ -45,7 +47,7 @@ def model_card(
     }
     # JSON scalars and lists are YAML, so no name can break out of its field
     lines = ["---", *(f"{key}: {json.dumps(value, ensure_ascii=False)}" for key, value in front.items()), "---"]
-    lines += ["", f"# {title}", "", f"Started from `{source.name}`" + (f", trained on {task}." if task else ".")]
+    lines += ["", f"# {title}", "", f"Started from `{named}`" + (f", trained on {task}." if task else ".")]
     if metrics:
         lines += [
             "",
@@ -64,6 +66,13 @@ def model_card(
         *_loading(layout, source),
     ]
     return "\n".join([*lines, "```", *(["", notes.strip()] if notes.strip() else []), ""])
+
+
+def public_name(source: Source) -> str:
+    """The source's name without the folders of this machine: of a path, only its last part."""
+    prefix, colon, rest = source.name.partition(":")
+    local = prefix == "dir" or rest.startswith((".", "/", "~")) or Path(rest).expanduser().is_dir()
+    return prefix + colon + Path(rest).expanduser().absolute().name if local else source.name
 
 
 def _loading(layout: str, source: Source) -> list[str]:

@@ -12,7 +12,7 @@ from torch import nn
 
 from headstart.core.validate import Refused, require
 
-from .card import model_card
+from .card import model_card, public_name
 from .directory import load_model_directory
 from .folder import RECORD
 from .layouts import write_json, write_layout
@@ -60,7 +60,7 @@ def export_model(
         record = {
             "format": 1,
             "layout": layout,
-            "source": source.name,
+            "source": public_name(source),
             "started_from": source.fingerprint,
             "modality": source.modality,
             "head": source.head,

@@ -23,6 +23,8 @@ PREPARATION = (
     "sentence_bert_config.json",
 )  # fmt: skip
 
+DESCRIBES = ("family", "data", "objective", "input_size", "pretraining")  # facts that stay true after training
+
 
 def write_layout(
     model: nn.Module, folder: Path, source: Source, classes: tuple[str, ...]
@@ -41,9 +43,7 @@ def write_layout(
     from safetensors.torch import save_file
 
     save_file(_plain(model), folder / WEIGHTS, metadata={"format": "pt"})
-    facts = {
-        key: value for key, value in source.facts.items() if isinstance(value, str | int | float | bool | list | tuple)
-    }
+    facts = {key: source.facts[key] for key in DESCRIBES if key in source.facts}
     extra = {"architecture": architecture, "preprocess": preprocess_record(source.preprocess), "facts": facts}
     write_json(folder / "config.json", {"headstart_architecture": architecture, "num_classes": len(classes)})
     return "headstart", extra

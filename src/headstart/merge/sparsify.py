@@ -31,13 +31,15 @@ class Cut:
     def __call__(self, stacked: Tensor) -> Tensor:
         """The stacked tensors with everything else set to 0; their shape is kept."""
         bits = magnitude_bits(stacked)
-        tied = bits == self.edge
-        kept = (bits > self.edge) | (tied & (tied.cumsum(1) <= self.ties))
+        edge, ties = self.edge.to(bits.device), self.ties.to(bits.device)
+        tied = bits == edge
+        kept = (bits > edge) | (tied & (tied.cumsum(1) <= ties))
         return stacked * kept.view_as(stacked)
 
     def tied_in(self, stacked: Tensor) -> Tensor:
         """How many entries of each row equal the edge, (k, 1)."""
-        return (magnitude_bits(stacked) == self.edge).sum(1, keepdim=True)
+        bits = magnitude_bits(stacked)
+        return (bits == self.edge.to(bits.device)).sum(1, keepdim=True).cpu()
 
 
 def magnitude_bits(stacked: Tensor) -> Tensor:
@@ -66,7 +68,7 @@ def largest(read: Callable[[], Iterable[Tensor]], kept: int) -> Cut:
     high, left = _descend(_count(bits >> 16 for bits in _chunks(read())), torch.tensor(kept))
     inside = (torch.where(bits >> 16 == high, bits & (_HALF - 1), _HALF) for bits in _chunks(read()))
     low, ties = _descend(_count(inside), left)
-    return Cut((high << 16 | low).int(), ties)
+    return Cut((high << 16 | low).int().cpu(), ties.cpu())
 
 
 def _chunks(pieces: Iterable[Tensor]) -> Iterator[Tensor]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar, Literal
 
 import torch
@@ -96,10 +97,9 @@ class Ties:
             kept = int(self.density * entries)
             require(kept > 0, f"Ties needs a density that keeps one of {entries} entries", self.density,
                     f"Raise it, or rank the whole model (trim='model'). Found in {group[:3]}.")  # fmt: skip
-            cut = largest(lambda group=group: (deltas(name, models, base) for name in group), kept)  # type: ignore[misc]
+            cut = largest(partial(_each, group, models, base), kept)
             cuts, left, votes = [], cut.ties, 0.0
-            for name in group:
-                changed = deltas(name, models, base)
+            for changed in _each(group, models, base):
                 cuts.append(Cut(cut.edge, torch.minimum(left, cut.tied_in(changed))))
                 left = left - cuts[-1].ties
                 votes += float(_sign(cuts[-1](changed)).sum())
@@ -140,6 +140,10 @@ class Elected:
             if self.rule.combine == "mean":
                 change = change / (agreeing != 0).sum(0).clamp(min=1)
         return base + self.rule.scale * change
+
+
+def _each(names: Sequence[str], models: Sequence[Weights], base: Weights) -> Iterator[Tensor]:
+    return (deltas(name, models, base) for name in names)
 
 
 def _sign(trimmed: Tensor) -> Tensor:

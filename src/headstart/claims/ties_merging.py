@@ -14,11 +14,13 @@ from headstart.core.plan import Plan, Step, Term, adamw
 from headstart.core.rng import seeded
 from headstart.core.stream import Batches
 from headstart.core.surgery import freeze
+from headstart.merge.average import Average
 from headstart.merge.sparsify import largest
 from headstart.merge.ties import PAPER as PAPER
 from headstart.merge.ties import Ties
 from headstart.testing.material import digits
 
+METHODS = ("merge.average", "merge.ties")
 CLAIMS = (
     Claim(
         says="At equal density, electing signs beats averaging all that trimming leaves (mean over six densities).",
@@ -113,7 +115,7 @@ def run(seed: int) -> dict[str, dict[str, float]]:
         "accuracy of the start": accuracy(start, test),
         "of each model on all": sum(alone) / TASKS,
     }
-    each["task arithmetic"] = {"accuracy": tuned_accuracy(taus.sum(0) / TASKS)}
+    each["task arithmetic"] = {"accuracy": tuned_accuracy(_flat(Average().merge(models)) - start)}
     return each
 
 

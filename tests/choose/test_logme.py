@@ -149,3 +149,5 @@ def test_refuses_one_class_and_missing_labels():
         LogME().logme_from(ClassStatistics.of(torch.randn(4, 2), torch.zeros(4, dtype=torch.long), 3))
     with pytest.raises(Refused, match="labels"):
         LogME().score(Evidence(features=torch.randn(4, 2)))
+    with pytest.raises(Refused, match="statistics must be finite"):
+        LogME().logme_from(ClassStatistics.of(torch.full((4, 2), torch.nan), torch.arange(4) % 2, 2))

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from headstart.core.evidence import classes_of
 from headstart.core.statistics import ClassStatistics
-from headstart.core.validate import require
+from headstart.core.validate import finite, require
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,7 @@ class Spectrum:
     @classmethod
     def from_statistics(cls, statistics: ClassStatistics) -> Spectrum:
         """From one pass over examples that were never held together; classes without examples are left out."""
+        finite("statistics", statistics.gram)
         present = statistics.counts > 0
         require(int(present.sum()) >= 2, "A score needs at least two classes", int(present.sum()),
                 "Label examples of another class.")  # fmt: skip

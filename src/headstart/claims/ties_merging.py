@@ -38,7 +38,7 @@ CLAIMS = (
 )
 NOTE = (
     "The card leaves open what the trunk is fine-tuned on; with 900 rows the start and task arithmetic reach what its "
-    "reference run reached. On the 300 rows of the heads alone the same order came out, with about half the distances."
+    "reference run reached. On the 300 rows of the heads alone one seed gave the same order."
 )
 DENSITIES = (0.1, 0.2, 0.4, 0.6, 0.8, 1.0)
 SCALES = tuple(k / 10 for k in range(1, 31))

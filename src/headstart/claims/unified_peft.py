@@ -42,7 +42,7 @@ CLAIMS = (
     ),
 )
 NOTE = (
-    "Parallel beats sequential at both learning rates (0.781 against 0.756; at three times the rate 0.808 against 0.777), "
+    "Parallel beats sequential at both learning rates (0.781 against 0.756; at thrice the rate 0.808 against 0.777), "
     "but by less than the card's 3 points at the first: this start already reaches 0.645 with a head alone, the card's "
     "0.469, which leaves less to adapt. Attention is the better place here, for LoRA of equal size too (0.842 against "
     "0.801); probably because turning a picture moves every patch, and attention is what relates patches. Not checked: "

@@ -6,6 +6,7 @@ import copy
 import time
 from collections.abc import Callable
 from contextlib import ExitStack, nullcontext
+from functools import reduce
 from pathlib import Path
 
 import torch
@@ -104,7 +105,8 @@ def fit(
                 with nullcontext() if last or world == 1 else accelerator.no_sync(wrapped):
                     parts = wrapped(part, index / plan.steps, recorded)
                     if plan.gradient is None:
-                        accelerator.backward(torch.stack(list(parts.values())).sum() / accumulate)
+                        loss = reduce(torch.add, parts.values())
+                        accelerator.backward(loss if accumulate == 1 else loss / accumulate)
                     else:
                         plan.gradient(parts, params)
                         for p in params if world > 1 else ():

@@ -22,31 +22,25 @@ from headstart.core.stream import Batches
 from headstart.core.surgery import freeze
 from headstart.testing.material import digits
 
+METHODS = ("attack.mifgsm",)
 RADIUS = 0.15
 CLAIMS = (
     *(
-        Claim(
-            says="Three surrogates fused in logits fool held-out models at least eight points more often than when "
-            f"fused in {way}: UCI digits, radius 0.15, mean of three ensembles.",
-            metric="fooled",
-            better="logits",
-            than=way,
-            by=0.08,
-            seeds=3,
-        )
+        Claim(says="Three surrogates fused in logits fool held-out models at least eight points more often than when "
+              f"fused in {way}: UCI digits, radius 0.15, mean of three ensembles.",
+              metric="fooled", better="logits", than=way, by=0.08, seeds=3)
         for way in ("loss", "probabilities")
     ),
     *(
-        Claim(
-            says=f"Random signs of the same size fool at least ten points less often than an attack fused in {way}.",
-            metric="fooled",
-            better=way,
-            than="random signs",
-            by=0.1,
-            seeds=3,
-        )
+        Claim(says=f"Random signs of the same size fool at least ten points less often than an attack fused in {way}.",
+              metric="fooled", better=way, than="random signs", by=0.1, seeds=3)
         for way in ("loss", "probabilities")
     ),
+)  # fmt: skip
+NOTE = (
+    "The order of the paper holds in every seed, the eight points do not. Neither longer training (1,200 steps, seed 0, "
+    "without the hardened model: 0.532 in logits, 0.482 in loss, 0.522 in probabilities) nor three times sharper "
+    "logits (400 steps: 0.457, 0.430, 0.474) opens the gap. Untested guess: these members have logits of like size."
 )
 ENSEMBLES = (
     ("convolutions", "perceptron", "attention"),

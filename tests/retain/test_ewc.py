@@ -191,9 +191,11 @@ def test_a_model_without_the_remembered_weights_is_refused():
             fit(ewc(Plan(model=other, stream=[task_of(0)], steps=1)), device="cpu")
 
 
-def test_an_empty_stream_missing_labels_and_unknown_words_are_refused():
+def test_an_empty_or_endless_stream_missing_labels_and_unknown_words_are_refused():
     with pytest.raises(Refused, match="at least one example"):
         EWC().remember(model_of(), [])
+    with pytest.raises(Refused, match="finite pass"):
+        EWC().remember(model_of(), Batches(x=torch.zeros(2, 4)))
     with pytest.raises(Refused, match="needs labels"):
         EWC(labels="true").remember(model_of(), [Batch(torch.zeros(2, 4))])
     with pytest.raises(Refused, match="expected"):

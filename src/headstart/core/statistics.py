@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
 from .rng import seeded
-from .stream import as_batch
+from .stream import Resumable, as_batch
 from .validate import one_of, require
 
 
@@ -82,6 +82,8 @@ def diagonal_fisher(
     one_of("labels", labels, ["expected", "true", "sampled"])
     trainable = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
     require(bool(trainable), "The Fisher diagonal needs trainable parameters", "none", "Unfreeze some.")
+    require(not isinstance(stream, Resumable), "The Fisher diagonal needs one finite pass",
+            f"{type(stream).__name__}, which never ends", "Pass a list of batches, such as [(x, y)].")  # fmt: skip
     rest = {
         name: v.detach() for name, v in (*model.named_parameters(), *model.named_buffers()) if name not in trainable
     }

@@ -38,8 +38,8 @@ CLAIMS = (
     ),
 )  # fmt: skip
 NOTE = (
-    "The order of the paper holds in every seed, the eight points do not. Neither longer training (1,200 steps, seed 0, "
-    "without the hardened model: 0.532 in logits, 0.482 in loss, 0.522 in probabilities) nor three times sharper "
+    "The order of the paper holds in every seed, the eight points do not. Neither longer training (1,200 steps, seed "
+    "0, without the hardened model: 0.532 in logits, 0.482 in loss, 0.522 in probabilities) nor three times sharper "
     "logits (400 steps: 0.457, 0.430, 0.474) opens the gap. Untested guess: these members have logits of like size."
 )
 ENSEMBLES = (

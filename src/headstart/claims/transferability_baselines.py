@@ -37,7 +37,7 @@ CLAIMS = tuple(
 NOTE = (
     "GBC fails through its variance floor of 1e-4: an untrained model's features have class variances near 4e-6, so it "
     "takes the classes to overlap (-66.8 in one looked at; -0.3, the best of three, once features have unit spread). "
-    "This zoo is hard on its sources: after 150 steps 21 and 31 of 64 features were dead in two looked at, and untrained "
+    "This zoo is hard on its sources: after 150 steps 21 and 31 of 64 features were dead in two of them, and untrained "
     "models probe best (0.85 against 0.61 to 0.67). LEEP is run but not claimed, nor is any score against fine-tuning, "
     "which the probe itself does not order either (0.00). The tau of any order is 0, a random one's mean."
 )

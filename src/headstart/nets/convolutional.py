@@ -21,7 +21,7 @@ class Plain(nn.Module):
         super().__init__()
         w = width
         self.layers = nn.Sequential(
-            _unit(3, w, 2), _unit(w, 2 * w, 1), _unit(2 * w, 3 * w, 2), _unit(3 * w, 4 * w, 1), _unit(4 * w, 4 * w, 2)
+            unit(3, w, 2), unit(w, 2 * w, 1), unit(2 * w, 3 * w, 2), unit(3 * w, 4 * w, 1), unit(4 * w, 4 * w, 2)
         )
         self.head = nn.Linear(16 * w, classes)
 
@@ -30,7 +30,8 @@ class Plain(nn.Module):
         return logits
 
 
-def _unit(inputs: int, outputs: int, stride: int) -> nn.Sequential:
+def unit(inputs: int, outputs: int, stride: int) -> nn.Sequential:
+    """A 3x3 convolution with batch norm and ReLU."""
     return nn.Sequential(
         nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU()
     )
@@ -49,7 +50,7 @@ class Residual(nn.Module):
     def __init__(self, classes: int, width: int = 20) -> None:
         super().__init__()
         w = width
-        self.stem = _unit(3, w, 2)
+        self.stem = unit(3, w, 2)
         self.blocks = nn.Sequential(
             _Block(w, w, 1), _Block(w, 2 * w, 2), _Block(2 * w, 4 * w, 2), _Block(4 * w, 8 * w, 2)
         )
@@ -63,7 +64,7 @@ class Residual(nn.Module):
 class _Block(nn.Module):
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
         super().__init__()
-        self.first = _unit(inputs, outputs, stride)
+        self.first = unit(inputs, outputs, stride)
         self.conv = nn.Conv2d(outputs, outputs, 3, padding=1, bias=False)
         self.norm = nn.BatchNorm2d(outputs)
         same = inputs == outputs and stride == 1

@@ -81,7 +81,7 @@ def planned(task: Any, flags: Flags, out: Path) -> str:
         f"zoo        {len(fitting)} sources fit, {len(sources) - len(fitting) + len(skipped)} do not",
         f"routes     {' '.join(flags.tuning.routes)}, {flags.tuning.steps(len(task.train))} steps each, compared on "
         + (f"{len(task.validation)} validation examples" if len(task.validation) else f"{flags.tuning.folds} folds"),
-        "baselines  the same network from scratch with as many steps and with ten times as many; random features",
+        "baselines  the same network from scratch with as many steps and with at least 300; random features",
         f"out        {out}",
         f"command    {command(flags.target, flags.reading, flags.tuning, str(out))}",
     ]
@@ -95,7 +95,7 @@ def summary(results: Mapping[str, Any], out: Path) -> str:
     rows = [("", "test accuracy", "95 % interval", "steps")]
     by_name = {one["route"]: one for one in results["candidates"] if one["test"]}
     named = [("this model", by_name[answer["route"]]), ("same network from scratch", by_name["scratch"]),
-             ("  with ten times the steps", by_name["patient"]),
+             ("  with patience", by_name["patient"]),
              ("random features + probe", by_name["random"])]  # fmt: skip
     for label, one in named:
         low, high = one["test"]["interval"]

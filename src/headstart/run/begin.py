@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 
 from headstart.core.device import accelerator_for
@@ -23,7 +24,7 @@ from .rank import choose
 from .settings import Tuning
 from .trial import Trained, train
 
-PATIENCE = 10  # how many times the steps the patient baseline gets
+SPARE = 2_000  # unlabelled examples that are learnt from at most
 
 
 def chosen(
@@ -44,15 +45,25 @@ def _why(skipped: Sequence[Skipped]) -> str:
 
 
 def start_of(task: Task, source: Source, tuning: Tuning, cache: Cache) -> routes.Start:
-    """The chosen source, loaded, with the task's labelled examples prepared for it."""
+    """The chosen source, loaded, with the task's examples prepared for it."""
     labels = task.train.labels
     assert labels is not None
-    model = source.load().to(accelerator_for(tuning.device, "fp32").device)
+    some = range(min(SPARE, len(task.unlabelled)))
+    spare = task.unlabelled.take(np.random.default_rng(tuning.seed).permutation(len(task.unlabelled))[some])
     return routes.Start(
-        source=source, model=model, classes=len(task.classes), train=prepare(task.train.inputs, source.preprocess),
-        labels=labels, features=cache.evidence(task.train, source).features, steps=tuning.steps(len(labels)),
-        batch_size=tuning.batch_size, augment=tuning.augment and task.modality == "image", seed=tuning.seed,
-    )  # fmt: skip
+        source=source,
+        model=source.load().to(accelerator_for(tuning.device, "fp32").device),
+        classes=len(task.classes),
+        train=prepare(task.train.inputs, source.preprocess),
+        labels=labels,
+        features=cache.evidence(task.train, source).features,
+        spare=prepare(spare.inputs, source.preprocess) if some else None,
+        spare_features=cache.evidence(spare, source).features if some else None,
+        steps=tuning.steps(len(labels)),
+        batch_size=tuning.batch_size,
+        augment=tuning.augment and task.modality == "image",
+        seed=tuning.seed,
+    )
 
 
 def audited_before(start: routes.Start, task: Task, tuning: Tuning) -> Audit:
@@ -67,14 +78,16 @@ def audited_before(start: routes.Start, task: Task, tuning: Tuning) -> Audit:
 
 
 def baselines(
-    start: routes.Start, directory: RunDirectory, tuning: Tuning, progress: Progress | None
+    start: routes.Start, best: str, directory: RunDirectory, tuning: Tuning, progress: Progress | None
 ) -> dict[str, Trained]:
-    """What the same network does without its pretraining: trained as long, trained ten times as long, and frozen."""
+    """What the same network does without its pretraining: trained as long, frozen, and trained ten times as long."""
     rows = torch.arange(len(start.labels))
     made = {
         "scratch": routes.scratch(start, rows),
-        "random": routes.random_features(start, rows),
-        "patient": routes.scratch(start, rows, times=PATIENCE),
+        "random": routes.random_features(start, rows, like=best),
+        "patient": routes.patient_scratch(start, rows),
     }
-    return {name: train(way, directory, f"baseline {name}", seed=tuning.seed, device=tuning.device, told=progress)
-            for name, way in made.items()}  # fmt: skip
+    return {
+        name: train(way, directory, f"baseline {name}", seed=tuning.seed, device=tuning.device, told=progress)
+        for name, way in made.items()
+    }

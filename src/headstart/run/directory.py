@@ -66,8 +66,12 @@ class RunDirectory:
                 if final.is_dir():  # left by a kill between two of these moves
                     shutil.rmtree(final)
                 os.replace(made / name, final)
-            self._lock.close()
+            self.close()
             shutil.rmtree(self.work)
+
+    def close(self) -> None:
+        """Let another process have the directory."""
+        self._lock.close()
 
     def _file(self, name: str) -> Path:
         return self.work / f"{_safe(name)}.json"

@@ -24,7 +24,7 @@ from .finish import Finished, finish
 from .predict import Predictor
 from .prepared import prepare
 from .settings import ROUTES, Reading, Tuning, digest_of
-from .trial import attempt, best_of, holdout_of, train
+from .trial import Trained, Tried, attempt, best_of, holdout_of, train
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -63,10 +63,10 @@ def fit_task(
     routes: Sequence[str] = ROUTES,
     seed: int = 0,
     budget: float = 0.15,
-    epochs: int = 10,
+    epochs: int = 5,
     batch_size: int = 32,
-    folds: int = 3,
-    augment: bool = True,
+    folds: int = 5,
+    augment: bool = False,
     workers: Literal["here", "ray"] = "here",
     device: Literal["auto", "cpu", "cuda"] = "auto",
     allow: Sequence[str] = (),
@@ -82,7 +82,7 @@ def fit_task(
         routes: what to try: "probe", "bayes", "lpft", "lora", "full".
         seed: of everything random here (the split has its own).
         budget: what choosing may cost, as a share of fine-tuning every source.
-        epochs: passes over the labelled examples; at least 30 and at most 400 steps. The baselines get as many.
+        epochs: passes over the labelled examples; at least 16 and at most 400 steps. The baselines get as many.
         batch_size: examples a step.
         folds: of cross-validation, where the task has no validation part.
         augment: shift, turn and scale pictures a little while tuning.
@@ -128,17 +128,9 @@ def run(
         start = start_of(task, sources[str(choice.best)], tuning, kept)
         before = audited_before(start, task, tuning)
         clock.lap("audit")
-        validation = prepare(task.validation.inputs, start.source.preprocess) if len(task.validation) else None
-        held = holdout_of(start, tuning.folds, validation, task.validation.labels)
-        place = tuning.device
-        tried = [attempt(name, ways.ALL[name], start, held, directory, device=place, told=progress)
-                 for name in tuning.routes]  # fmt: skip
-        best = best_of(tried)
-        rows = torch.arange(len(start.labels))
-        way = ways.ALL[best.route](start, rows)
-        final = train(way, directory, best.route, seed=tuning.seed, device=place, told=progress)
+        tried, best, final = tuned(task, start, tuning, directory, progress)
         clock.lap("tune")
-        compared = baselines(start, directory, tuning, progress)
+        compared = baselines(start, best.route, directory, tuning, progress)
         clock.lap("baselines")
         done = finish(Finished(
             task=task, choice=choice, start=start, tuning=tuning, reading=reading, tried=tried, best=best,
@@ -153,3 +145,18 @@ def run(
             source=answer["source"], route=answer["route"], model=done.model,
             directory=None if out is None else path, results=done.results,
         )  # fmt: skip
+
+
+def tuned(
+    task: Task, start: ways.Start, tuning: Tuning, directory: RunDirectory, progress: Progress | None
+) -> tuple[list[Tried], Tried, Trained]:
+    """Every route compared on held-out labels, the best of them, and the model it gives on all training labels."""
+    validation = prepare(task.validation.inputs, start.source.preprocess) if len(task.validation) else None
+    held = holdout_of(start, tuning.folds, validation, task.validation.labels)
+    tried = [
+        attempt(name, ways.ALL[name], start, held, directory, device=tuning.device, told=progress)
+        for name in tuning.routes
+    ]
+    best = best_of(tried, prefer="bayes" if start.spare is not None else "")
+    way = ways.ALL[best.route](start, torch.arange(len(start.labels)))
+    return tried, best, train(way, directory, best.route, seed=tuning.seed, device=tuning.device, told=progress)

@@ -21,7 +21,7 @@ from .trial import Trained, Tried
 if TYPE_CHECKING:
     from .finish import Finished
 
-BASELINES = {"scratch": "from scratch", "random": "random features", "patient": "from scratch, ten times the steps"}
+BASELINES = {"scratch": "from scratch", "random": "random features", "patient": "from scratch, with patience"}
 
 
 def records(
@@ -84,8 +84,8 @@ def answered(run: Finished, judged: Judged, right: Mapping[str, Tensor], after: 
         reasons.append(f"The lead over {BASELINES[rival]} is within chance on {judged.n} test examples.")
     patient = float(right["patient"].double().mean())
     if patient >= judged.accuracy and good:
-        reasons.append(f"With ten times the steps the same network from scratch reaches {patient:.1%}: "
-                       "here the transfer saves time, not labels.")  # fmt: skip
+        reasons.append(f"Trained for {run.baselines['patient'].steps} steps the same network from scratch reaches "
+                       f"{patient:.1%}: here the transfer saves time, not labels.")  # fmt: skip
     source = run.start.source.name
     word = "Start from" if good else "Do not rely on"
     return {

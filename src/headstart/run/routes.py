@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,7 @@ from headstart.core.statistics import ClassStatistics
 from headstart.core.surgery import with_head
 from headstart.zoo import Source
 
-from .heads import gaussian_head, headed, reset
+from .heads import gaussian_head, gaussian_head_with_unlabelled, headed, reset
 from .prepared import Prepared, Shuffled, jitter
 from .probe import cross_validated, fit_probe
 
@@ -32,6 +32,8 @@ class Start:
         train: the labelled examples.
         labels: (n,) theirs.
         features: (n, d) the model's features of them.
+        spare: unlabelled examples that a route may learn from, prepared; None without any.
+        spare_features: the model's features of those.
         steps: optimizer steps of a route that trains.
         batch_size: examples a step.
         augment: whether pictures are jittered while training.
@@ -44,6 +46,8 @@ class Start:
     train: Prepared
     labels: Tensor
     features: Tensor
+    spare: Prepared | None = None
+    spare_features: Tensor | None = None
     steps: int
     batch_size: int
     augment: bool
@@ -90,9 +94,9 @@ def probe(start: Start, rows: Tensor) -> Way:
 
 
 def bayes(start: Start, rows: Tensor) -> Way:
-    """One Gaussian a class on frozen features: closed form, one pass, no setting."""
+    """One Gaussian a class on frozen features, solved; unlabelled examples join in where there are some."""
     began = time.perf_counter()
-    weight, bias = gaussian_head(ClassStatistics.of(start.features[rows], start.labels[rows], start.classes))
+    weight, bias = _gaussian(start.features[rows], start.labels[rows], start.classes, start.spare_features)
     return _closed(start, weight, bias, began)
 
 
@@ -120,26 +124,43 @@ def full(start: Start, rows: Tensor) -> Way:
     return Way(plain=plain, plan=start.plan(plain, rows, rate=start.rate))
 
 
-def scratch(start: Start, rows: Tensor, *, times: int = 1) -> Way:
-    """The same network from random weights, by the recipe of `full`, with the same number of steps or some times it."""
+def scratch(start: Start, rows: Tensor) -> Way:
+    """The same network from random weights, by the recipe of `full`, with the same number of steps."""
     plain = reset(with_head(start.model, start.classes, start.source.head), start.seed)
-    return Way(plain=plain, plan=start.plan(plain, rows, rate=start.rate, steps=times * start.steps))
+    return Way(plain=plain, plan=start.plan(plain, rows, rate=start.rate))
 
 
-def random_features(start: Start, rows: Tensor) -> Way:
-    """The same network with random weights, frozen, under a solved probe; its batch statistics are of the task."""
+def patient_scratch(start: Start, rows: Tensor) -> Way:
+    """From scratch with all that helps it: ten times the steps, at least 300 of them, and jittered pictures."""
+    steps = max(300, 10 * start.steps)
+    return scratch(replace(start, steps=steps, augment=start.source.modality == "image"), rows)
+
+
+def random_features(start: Start, rows: Tensor, *, like: str) -> Way:
+    """The same network with random weights, frozen, under the solved head of the route `like` ("bayes", else a probe).
+
+    Its batch statistics are of the task: with those of a fresh network it would be crippled.
+    """
     began = time.perf_counter()
     model = reset(with_head(start.model, start.classes, start.source.head), start.seed)
     _settle(model, start.train, rows)
-    features = extract(
-        model, (start.train.rows(part) for part in torch.split(rows, 128)), head=start.source.head
-    ).features
-    weight, bias = _logistic(features, start.labels[rows], start.classes)
+    head, batches = start.source.head, (start.train.rows(part) for part in torch.split(rows, 128))
+    features, labels = extract(model, batches, head=head).features, start.labels[rows]
+    if like == "bayes":
+        spare = None if start.spare is None else extract(model, start.spare.batches(), head=head).features
+        weight, bias = _gaussian(features, labels, start.classes, spare)
+    else:
+        weight, bias = _logistic(features, labels, start.classes)
     return Way(plain=headed(model, start.source.head, weight, bias), seconds=time.perf_counter() - began)
 
 
 ALL: dict[str, Route] = {"probe": probe, "bayes": bayes, "lpft": lpft, "lora": lora, "full": full}
 TRAINED = ("lpft", "lora", "full")
+
+
+def _gaussian(features: Tensor, labels: Tensor, classes: int, spare: Tensor | None) -> tuple[Tensor, Tensor]:
+    statistics = ClassStatistics.of(features, labels, classes)
+    return gaussian_head(statistics) if spare is None else gaussian_head_with_unlabelled(statistics, spare)
 
 
 def _logistic(features: Tensor, labels: Tensor, classes: int) -> tuple[Tensor, Tensor]:

@@ -171,8 +171,9 @@ def _fold(
             "trainable": trained.trainable, "parameters": trained.parameters}  # fmt: skip
 
 
-def best_of(tried: list[Tried]) -> Tried:
-    """The highest held-out accuracy; a tie goes to the route named first, which is the cheaper one.
+def best_of(tried: list[Tried], *, prefer: str = "") -> Tried:
+    """The highest held-out accuracy; a tie goes to `prefer` (which learnt from unlabelled examples too), then to the
+    route named first, which is the cheaper one.
 
     Without anything held out, LP-FT is taken where it was asked for: it is the safest with few labels.
 
@@ -188,4 +189,4 @@ def best_of(tried: list[Tried]) -> Tried:
         )
     if all(one.accuracy is None for one in possible):
         return next((one for one in possible if one.route == "lpft"), possible[0])
-    return max(possible, key=lambda one: one.accuracy if one.accuracy is not None else -1.0)
+    return max(possible, key=lambda one: (-1.0 if one.accuracy is None else one.accuracy, one.route == prefer))

@@ -130,15 +130,39 @@ def _locked(path: Path, directory: Path) -> Any:
     return file
 
 
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
 @contextmanager
 def disk(path: Path) -> Iterator[None]:
     """Turn what the disk objects to into a refusal that says what to do; nothing half-written is left."""
     try:
         yield
     except OSError as error:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        do = "Free some space" if full else "Check the path and its permissions"
-        raise Refused(
-            f"The run directory must be writable; got {error.strerror or error} in {path}. {do}, then run the same "
-            "command again: what is finished is kept."
-        ) from error
+        raise _unwritable(path, error.strerror or str(error), error.errno in FULL) from error
+
+
+@contextmanager
+def saving(path: Path) -> Iterator[None]:
+    """The same for work that mostly does other things: only a disk that is full is taken for one.
+
+    `torch.save` says so by a RuntimeError of its archive writer.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        raise _unwritable(path, error.strerror or str(error), True) from error
+    except RuntimeError as error:
+        if "inline_container" not in str(error) and "PytorchStreamWriter" not in str(error):
+            raise
+        raise _unwritable(path, "a checkpoint that could not be written", True) from error
+
+
+def _unwritable(path: Path, got: str, full: bool) -> Refused:
+    do = "Free some space" if full else "Check the path and its permissions"
+    return Refused(
+        f"The run directory must be writable; got {got} in {path}. {do}, then run the same command again: what is "
+        "finished is kept."
+    )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ from sklearn.utils.validation import check_is_fitted, column_or_1d, validate_dat
 
 from headstart.core.validate import require
 from headstart.tasks import Examples, Images, Rows, Task, Texts
+from headstart.tasks.found import Modality
 from headstart.tasks.task import Seal
 
 from .begin import chosen, start_of
@@ -66,7 +68,7 @@ class HeadstartClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         routes: Sequence[str] = ("probe", "bayes", "lpft"),
         seed: int = 0,
         budget: float = 0.15,
-        epochs: int = 5,
+        epochs: int = 10,
         batch_size: int = 32,
         folds: int = 5,
         augment: bool = False,
@@ -102,9 +104,8 @@ class HeadstartClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             cache = Cache(device=self.device)
             sources, choice = chosen(task, self.zoo, tuning, cache, None)
             start = start_of(task, sources[str(choice.best)], tuning, cache)
-            directory = RunDirectory(Path(work) / "run", "", {})
-            _, best, trained = tuned(task, start, tuning, directory, None)
-            directory.close()
+            with closing(RunDirectory(Path(work) / "run", "", {})) as directory:
+                _, best, trained = tuned(task, start, tuning, directory, None)
         self.source_, self.route_, self.modality_ = start.source.name, best.route, modality
         self.model_ = Predictor(model=trained.model.to("cpu"), preprocess=start.source.preprocess,
                                 classes=task.classes, modality=modality)  # fmt: skip
@@ -125,7 +126,7 @@ class HeadstartClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         labels: NDArray[Any] = self.classes_[best]
         return labels
 
-    def _checked(self, X: Any, y: Any) -> tuple[str, Any, Any]:
+    def _checked(self, X: Any, y: Any) -> tuple[Modality, Any, Any]:
         """The kind of data, the raw inputs, and the labels as a vector."""
         kind = modality_of(X)
         if kind == "numeric":
@@ -144,7 +145,7 @@ class HeadstartClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         return kind, inputs, labels
 
 
-def modality_of(X: Any) -> str:
+def modality_of(X: Any) -> Modality:
     """ "image" for pictures and picture files, "text" for other texts, "numeric" for everything else."""
     from .inputs import PICTURES
 
@@ -160,10 +161,10 @@ def modality_of(X: Any) -> str:
     return "text" if isinstance(first, str) else "numeric"
 
 
-def _task(modality: str, inputs: Any, codes: NDArray[np.int64], classes: list[str]) -> Task:
+def _task(modality: Modality, inputs: Any, codes: NDArray[np.int64], classes: list[str]) -> Task:
     """A task of labelled examples only."""
     none = Examples(inputs=inputs.take([]), names=())
     names = tuple(str(i) for i in range(len(inputs)))
     train = Examples(inputs=inputs, names=names, labels=torch.from_numpy(codes.astype(np.int64)))
     return Task(name="fit", modality=modality, classes=tuple(classes), train=train, validation=none, test=none,
-                unlabelled=none, seed=0, target="arrays", manifest="", seal=Seal(None))  # type: ignore[arg-type]  # fmt: skip
+                unlabelled=none, seed=0, target="arrays", manifest="", seal=Seal(None))  # fmt: skip

@@ -63,7 +63,7 @@ def fit_task(
     routes: Sequence[str] = ROUTES,
     seed: int = 0,
     budget: float = 0.15,
-    epochs: int = 5,
+    epochs: int = 10,
     batch_size: int = 32,
     folds: int = 5,
     augment: bool = False,
@@ -124,6 +124,7 @@ def run(
         sources, choice = chosen(task, zoo, tuning, kept, progress)
         clock.lap("choose")
         directory = RunDirectory(path, digest, settings)
+        stack.callback(directory.close)
         started = directory.recall("started", lambda: now())
         start = start_of(task, sources[str(choice.best)], tuning, kept)
         before = audited_before(start, task, tuning)

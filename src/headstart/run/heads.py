@@ -26,16 +26,19 @@ def gaussian_head(statistics: ClassStatistics) -> tuple[Tensor, Tensor]:
     """
     counts = statistics.counts
     means = statistics.sums / counts.clamp(min=1)[:, None]
+    n, d = statistics.n - float((counts > 0).sum()), len(statistics.gram)
     within = statistics.gram - statistics.sums.T @ means
-    n, d = max(1.0, statistics.n - float((counts > 0).sum())), len(within)
+    if n < 1:  # one example a class says nothing about the spread within one: take that of all examples
+        n, mean = max(1.0, statistics.n - 1), statistics.sums.sum(0) / max(1.0, statistics.n)
+        within = statistics.gram - statistics.n * mean[:, None] * mean
     scale = (within.diagonal() / n).clamp(min=0).sqrt()
-    scale = scale.clamp(min=1e-6 * float(scale.max()) + 1e-12)  # guards constant features
+    # guards constant features: below this share of its size a deviation is rounding error of the sums
+    scale = torch.maximum(scale, 1e-4 * (statistics.gram.diagonal() / (n + 1)).sqrt() + 1e-12)
     s = within / n / scale[:, None] / scale[None, :]
-    trace, squares = s.trace(), s.square().sum()
+    trace, squares, one = s.trace(), s.square().sum(), torch.eye(d, dtype=s.dtype)
     shrink = ((1 - 2 / d) * squares + trace**2) / ((n + 1 - 2 / d) * (squares - trace**2 / d).clamp(min=1e-12))
-    shrink = shrink.clamp(max=1.0)
-    s = (1 - shrink) * s + shrink * trace / d * torch.eye(d, dtype=s.dtype)
-    s = s + 1e-9 * torch.eye(d, dtype=s.dtype)  # guards the factorisation when every class is one point
+    shrink = shrink.clamp(0.0, 1.0)
+    s = (1 - shrink) * s + (shrink * trace / d + 1e-6) * one  # 1e-6 guards the factorisation of a singular matrix
     scaled = means / scale
     weight = torch.cholesky_solve(scaled.T, torch.linalg.cholesky(s)).T
     bias = -0.5 * (weight * scaled).sum(1)

@@ -66,7 +66,7 @@ class Tuning:
     """Of the split and of everything random."""
     budget: float = 0.15
     """What choosing may cost, as a share of fine-tuning every source."""
-    epochs: int = 5
+    epochs: int = 10
     """Passes over the labelled examples when tuning; the baselines get the same number of steps."""
     batch_size: int = 32
     """Examples a step."""
@@ -106,7 +106,7 @@ class Tuning:
         """Optimizer steps for that many labelled examples: the asked epochs, but at least 16 and at most 400 steps.
 
         >>> Tuning().steps(100), Tuning().steps(10), Tuning().steps(10**6)
-        (16, 16, 400)
+        (32, 16, 400)
         """
         return min(400, max(16, math.ceil(self.epochs * examples / self.batch_size)))
 

@@ -15,7 +15,7 @@ from headstart.core.loop import fit
 from headstart.core.validate import Refused
 from headstart.tasks import wilson
 
-from .directory import RunDirectory
+from .directory import RunDirectory, saving
 from .prepared import Prepared, logits_of
 from .probe import folds_of
 from .routes import Route, Start, Way
@@ -111,8 +111,15 @@ def train(way: Way, directory: RunDirectory, name: str, *, seed: int, device: st
         return Trained(model=way.plain.eval(), way=way, seconds=way.seconds, steps=0, trainable=trainable,
                        parameters=parameters, history=())  # fmt: skip
     trainable = sum(p.numel() for p in way.plan.trainable())
-    fitted = fit(way.plan, device=device, seed=seed, checkpoint=directory.checkpoint(name), resume=True,
-                 progress=None if told is None else lambda done, of: told(name, done, of))  # fmt: skip
+    with saving(directory.path):
+        fitted = fit(
+            way.plan,
+            device=device,
+            seed=seed,
+            checkpoint=directory.checkpoint(name),
+            resume=True,
+            progress=None if told is None else partial(told, name),
+        )
     return Trained(model=fitted.model, way=way, seconds=way.seconds + time.perf_counter() - began, steps=way.plan.steps,
                    trainable=trainable, parameters=parameters, history=tuple(fitted.history["task"]))  # fmt: skip
 

@@ -25,7 +25,7 @@ types: $(VENV)/.developing
 	$(VENV)/bin/mypy
 
 claims: $(VENV)/.developing
-	OMP_NUM_THREADS=1 $(VENV)/bin/headstart claims check --all
+	OMP_NUM_THREADS=1 $(VENV)/bin/headstart claims check --all --out src/headstart/claims/verdicts
 
 docs: $(VENV)/.developing
 	$(VENV)/bin/python docs/build.py

@@ -1,7 +1,7 @@
 """Generate the documentation that must not drift: the claims table, the method pages, and code quoted from the source.
 
-    python docs/build.py            writes docs/*.md from docs/templates/*.md, the catalogue and the verdict files
-    python docs/build.py --check    fails when a generated page is not what it would write
+python docs/build.py            writes docs/*.md from docs/templates/*.md, the catalogue and the verdict files
+python docs/build.py --check    fails when a generated page is not what it would write
 """
 
 from __future__ import annotations
@@ -28,7 +28,10 @@ def quoted(match: re.Match[str]) -> str:
 
 def claims_table() -> str:
     """{{ claims }} -> one row for each claim, held or not, with the figures of its stored record."""
-    rows = ["| claim | says | verdict | difference (95 % interval) | seeds | seconds |", "| --- | --- | --- | --- | --- | --- |"]
+    rows = [
+        "| claim | says | verdict | difference (95 % interval) | seeds | seconds |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
     notes = []
     for slug in sorted(claim_modules()):
         path = VERDICTS / f"{slug}.json"
@@ -40,7 +43,9 @@ def claims_table() -> str:
             claim, (low, high) = verdict["claim"], verdict["interval"]
             word = ("held" if verdict["held"] else "**failed**") + ("" if verdict["certain"] else ", uncertain")
             figures = f"{verdict['difference']:+.4f} ({low:+.4f} to {high:+.4f}); asked: > {claim['by']:g}"
-            rows.append(f"| {slug} | {claim['says']} | {word} | {figures} | {claim['seeds']} | {record['seconds']:.0f} |")
+            rows.append(
+                f"| {slug} | {claim['says']} | {word} | {figures} | {claim['seeds']} | {record['seconds']:.0f} |"
+            )
         if record["note"]:
             notes.append(f"**{slug}.** {record['note']}")
     return "\n".join(rows) + "\n\n" + "\n\n".join(notes)
@@ -53,10 +58,18 @@ def method_table() -> str:
         if entry.room == "claims":
             continue
         module = importlib.import_module(entry.module)
-        owned = [c for c in vars(module).values() if inspect.isclass(c) and c.__module__ == entry.module and not c.__name__.startswith("_")]
+        owned = [
+            c
+            for c in vars(module).values()
+            if inspect.isclass(c) and c.__module__ == entry.module and not c.__name__.startswith("_")
+        ]
         for owner in owned[:1]:
             first = (owner.__doc__ or "").strip().splitlines()[0]
-            link = f"[{entry.paper.title}](https://arxiv.org/abs/{entry.paper.arxiv})" if entry.paper.arxiv else entry.paper.title
+            link = (
+                f"[{entry.paper.title}](https://arxiv.org/abs/{entry.paper.arxiv})"
+                if entry.paper.arxiv
+                else entry.paper.title
+            )
             rows.append(f"| {entry.room} | `{owner.__name__}` | {first} | {link}, {entry.paper.year} |")
     return "\n".join(rows)
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
+if TYPE_CHECKING:  # torch takes a second to import, and reading a model card needs none of it
+    from torch import Tensor
 
 
 class Refused(ValueError):
@@ -49,8 +50,8 @@ def one_of(name: str, word: str, choices: Iterable[str]) -> None:
 
 def finite(name: str, values: Tensor, do: str = "Remove or repair those rows first.") -> None:
     """Refuse NaN and infinity in a floating tensor; says how many. Cost: one pass."""
-    if values.is_floating_point() and not torch.isfinite(values.sum()):
-        bad = int((~torch.isfinite(values)).sum())
+    if values.is_floating_point() and not bool(values.sum().isfinite()):
+        bad = int((~values.isfinite()).sum())
         require(bad == 0, f"{name} must be finite", f"{bad} NaN or infinite values of {values.numel()}", do)
 
 

@@ -50,7 +50,7 @@ def private(tmp_path, monkeypatch):
         (["fit", "nowhere"], "must be a path that exists"),
         (["choose", "digits", "--budget", "2"], "0 < budget <= 1"),
         (["predict", "nowhere", "x.png"], "directory of a finished run"),
-        (["predict", "."], "INPUT"),
+        (["predict", "."], "predict needs inputs"),
         (["predict", ".", "x.png", "--out", "p.xlsx"], ".csv or .jsonl"),
         (["report", "nowhere"], "finished run"),
         (["zoo", "lst"], "Did you mean 'list'?"),

@@ -47,7 +47,8 @@ def test_predict_in_a_clean_process_equals_this_one(run, headstart, place, tmp_p
     from headstart import load
 
     headstart("predict", run, place / "data", "--out", tmp_path / "p.csv")
-    rows = list(csv.DictReader((tmp_path / "p.csv").open()))
+    with (tmp_path / "p.csv").open() as file:
+        rows = list(csv.DictReader(file))
     predictor = load(run)
     files = [row["input"] for row in rows]
     here = predictor.probabilities(files)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -13,7 +14,6 @@ from headstart.core.validate import Refused, require
 from headstart.tasks import Task
 from headstart.zoo import Skipped, Source
 from headstart.zoo.audit import Audit, audit_before
-from headstart.zoo.resolve import resolve
 
 from . import routes
 from .cache import Cache, Progress
@@ -24,14 +24,19 @@ from .rank import choose
 from .settings import Tuning
 from .trial import Trained, train
 
+SMALL = 2_000_000  # parameters
 SPARE = 2_000  # unlabelled examples that are learnt from at most
 
 
 def chosen(
-    task: Task, zoo: str | Sequence[str | Source], tuning: Tuning, cache: Cache, progress: Progress | None
+    task: Task,
+    sources: Sequence[Source],
+    skipped: Sequence[Skipped],
+    tuning: Tuning,
+    cache: Cache,
+    progress: Progress | None,
 ) -> tuple[dict[str, Source], Choice]:
-    """The zoo by name, and the ranking. Refuses when no source fits."""
-    sources, skipped = resolve(zoo)
+    """The sources by name, and the ranking. Refuses when no source fits."""
     choice = choose(task, sources, cache=cache, budget=tuning.budget, seed=tuning.seed, workers=tuning.workers,
                     skipped=skipped, progress=progress)  # fmt: skip
     if choice.best is None:
@@ -42,6 +47,22 @@ def chosen(
 
 def _why(skipped: Sequence[Skipped]) -> str:
     return "".join(f"{one.name}: {one.why} " for one in skipped[:3])
+
+
+@contextmanager
+def threads_for(sources: Sequence[Source]) -> Iterator[None]:
+    """One thread while all sources are small, the caller's number again afterwards.
+
+    A small network gains next to nothing from a second thread, loses a factor of ten where another process is busy,
+    and its numbers would depend on the number of cores.
+    """
+    before = torch.get_num_threads()
+    if all((source.facts.get("parameters") or SMALL) < SMALL for source in sources):
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def start_of(task: Task, source: Source, tuning: Tuning, cache: Cache) -> routes.Start:

@@ -19,8 +19,9 @@ from headstart.core.validate import require
 from headstart.tasks import Examples, Images, Rows, Task, Texts
 from headstart.tasks.found import Modality
 from headstart.tasks.task import Seal
+from headstart.zoo.resolve import resolve
 
-from .begin import chosen, start_of
+from .begin import chosen, start_of, threads_for
 from .cache import Cache
 from .directory import RunDirectory
 from .fit import tuned
@@ -100,9 +101,10 @@ class HeadstartClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             batch_size=self.batch_size, augment=self.augment, device=self.device,  # type: ignore[arg-type]
         ).checked()  # fmt: skip
         task = _task(modality, inputs, codes, [str(label) for label in self.classes_])
-        with tempfile.TemporaryDirectory() as work:
+        listed, skipped = resolve(self.zoo)
+        with tempfile.TemporaryDirectory() as work, threads_for(listed):
             cache = Cache(device=self.device)
-            sources, choice = chosen(task, self.zoo, tuning, cache, None)
+            sources, choice = chosen(task, listed, skipped, tuning, cache, None)
             start = start_of(task, sources[str(choice.best)], tuning, cache)
             with closing(RunDirectory(Path(work) / "run", "", {})) as directory:
                 _, best, trained = tuned(task, start, tuning, directory, None)

@@ -14,9 +14,10 @@ import torch
 from headstart.core.validate import require
 from headstart.tasks import Task
 from headstart.zoo import Source
+from headstart.zoo.resolve import resolve
 
 from . import routes as ways
-from .begin import audited_before, baselines, chosen, start_of
+from .begin import audited_before, baselines, chosen, start_of, threads_for
 from .cache import Cache, Progress
 from .clock import Clock, now
 from .directory import RunDirectory, refuse_or_resume
@@ -121,7 +122,9 @@ def run(
         path = Path(out) if out is not None else Path(stack.enter_context(tempfile.TemporaryDirectory())) / "run"
         refuse_or_resume(path, digest, settings)
         kept = cache or Cache(device=tuning.device)
-        sources, choice = chosen(task, zoo, tuning, kept, progress)
+        listed, skipped = resolve(zoo)
+        stack.enter_context(threads_for(listed))
+        sources, choice = chosen(task, listed, skipped, tuning, kept, progress)
         clock.lap("choose")
         directory = RunDirectory(path, digest, settings)
         stack.callback(directory.close)

@@ -12,6 +12,7 @@ from torch import Tensor
 def calibration(probabilities: Tensor, labels: Tensor, bins: int = 10) -> dict[str, Any]:
     """How far confidence can be believed: reliability bins, expected calibration error, Brier score and log loss.
 
+    >>> import torch
     >>> calibration(torch.tensor([[1.0, 0.0], [0.0, 1.0]]), torch.tensor([0, 1]))["ece"]
     0.0
     """
@@ -65,6 +66,7 @@ def gain(right: Tensor, baseline: Tensor) -> tuple[float, tuple[float, float]]:
         right: (n,) whether the model is right.
         baseline: (n,) whether the baseline is.
 
+    >>> import torch
     >>> gain(torch.tensor([True] * 9 + [False]), torch.tensor([True] * 4 + [False] * 6))[0]
     0.5
     """

@@ -50,7 +50,9 @@ def published_logme(features: np.ndarray, labels: np.ndarray) -> float:
     return float(np.mean(evidence) / n)
 
 
-def published_ties(models: list[dict[str, torch.Tensor]], base: dict[str, torch.Tensor], density: float) -> torch.Tensor:
+def published_ties(
+    models: list[dict[str, torch.Tensor]], base: dict[str, torch.Tensor], density: float
+) -> torch.Tensor:
     """Flatten everything, sort for the threshold, elect, average."""
     flat = torch.stack([torch.cat([(m[k] - base[k]).flatten() for k in base]) for m in models])
     keep = int(density * flat.shape[1])

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 import torch
-from sklearn.utils.estimator_checks import parametrize_with_checks
+from sklearn.utils.estimator_checks import estimator_checks_generator
 from torch import nn
 
 from headstart import HeadstartClassifier
@@ -53,10 +53,16 @@ def cache(tmp_path_factory):
         yield
 
 
-@parametrize_with_checks(
-    [HeadstartClassifier(zoo=(ROWS,), routes=("bayes",), folds=2)],
-    expected_failed_checks=lambda _: EXPECTED,
-)
+def contract():
+    """scikit-learn's checks under names of their own: its decorator puts a memory address in them."""
+    estimator = HeadstartClassifier(zoo=(ROWS,), routes=("bayes",), folds=2)
+    for k, (one, check) in enumerate(estimator_checks_generator(estimator, legacy=True, mark=None)):
+        name = check.func.__name__
+        marks = [pytest.mark.xfail(reason=EXPECTED[name], strict=True)] if name in EXPECTED else []
+        yield pytest.param(one, check, id=f"{k}-{name}", marks=marks)
+
+
+@pytest.mark.parametrize(("estimator", "check"), contract())
 def test_scikit_learn_contract(estimator, check):
     check(estimator)
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 from headstart.core.validate import Refused
 from headstart.run.report import write_report
 

@@ -58,7 +58,7 @@ def fit(
     >>> from headstart.core.stream import Batches
     >>> x = torch.randn(64, 2, generator=torch.Generator().manual_seed(0))
     >>> stream = Batches(x=x, y=(x[:, 0] > 0).long())
-    >>> fitted = fit(Plan(model=nn.Linear(2, 2), stream=stream, steps=50, optimizer=adamw(lr=0.1)))
+    >>> fitted = fit(Plan(model=torch.nn.Linear(2, 2), stream=stream, steps=50, optimizer=adamw(lr=0.1)))
     >>> fitted.history["task"][-1] < fitted.history["task"][0]
     True
     """

@@ -60,7 +60,8 @@ def render(results: Mapping[str, Any], run: Mapping[str, Any], mistakes: list[di
 
 def _draw(results: Mapping[str, Any]) -> dict[str, str]:
     answer, test = results["answer"], results.get("test") or {}
-    named = {"from scratch": answer.get("scratch"), "random features": answer.get("random_features")}
+    named = {"from scratch": answer.get("scratch"), "random features": answer.get("random_features"),
+             "from scratch, with patience": answer.get("patient_scratch")}  # fmt: skip
     known = {name: value for name, value in named.items() if value}
     rows = [("this model", answer["accuracy"], answer["interval"])] if answer.get("accuracy") is not None else []
     rows += [(name, value["accuracy"], value.get("interval")) for name, value in known.items()]

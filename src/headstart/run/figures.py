@@ -148,7 +148,7 @@ def _baseline_lines(axes: Axes, baselines: Mapping[str, float]) -> None:
     for k, (name, value) in enumerate(sorted(baselines.items(), key=lambda item: item[1])):
         axes.axvline(value, color=BASELINE, lw=1.2, ls="--")
         axes.annotate(
-            name, (value, 1.0), xycoords=("data", "axes fraction"), xytext=(3, 2 + 12 * (k % 3)),
+            name, (value, 1.0), xycoords=("data", "axes fraction"), ha="right", xytext=(-3, 2 + 12 * (k % 3)),
             textcoords="offset points", color=BASELINE, fontsize=9,
         )  # fmt: skip
 

@@ -20,8 +20,8 @@ from torch import nn
 from headstart.core.validate import Refused
 from headstart.run import cache as cache_module
 from headstart.run import extraction
-from headstart.run.cache import Cache, default_folder, manifest, preprocess_id
-from headstart.run.extraction import Halted
+from headstart.run.cache import Cache, Halted, default_folder
+from headstart.run.keys import manifest, preprocess_id
 from headstart.tasks import Examples, Images
 from headstart.zoo.source import Source
 

@@ -154,6 +154,9 @@ def test_no_fine_tune_is_longer_than_a_whole_one_or_too_short_to_say_anything():
     race(some, runner(gains, log), n=300, allowance=1e15)
     assert {job.steps for job in log} == {full_steps(300)}
     log.clear()
-    assert race(some, runner(gains, log), n=300, allowance=FOLDS * 2 * training_cost(100, LEAST - 1, 200)) == ({}, 0.0)
+    assert race(some, runner(gains, log), n=300, allowance=2 * training_cost(100, LEAST - 1, 200)) == ({}, 0.0)
     assert log == []
+    race(some, runner(gains, log), n=300, allowance=2 * training_cost(100, LEAST, 200))  # one fold is better than none
+    assert [(job.fold, job.steps) for job in log] == [(0, LEAST)] * 2
+    log.clear()
     assert race(some[:1], runner(gains, log), n=300, allowance=1e15) == ({}, 0.0)

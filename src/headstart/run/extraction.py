@@ -35,6 +35,12 @@ class Extraction:
         self.kept = _finished(cache, key)
         self.done = sum(len(part["features"]) for part in self.kept)
         self.written, self.saved = self.done, time.monotonic()
+        self.waiting: list[Any] = []
+        self.running = forward_features(self.model, self._batches(), head=source.head)
+
+    def _batches(self) -> Iterator[Any]:
+        while True:
+            yield self.waiting.pop()
 
     def weight(self) -> int:
         """Bytes of the model."""
@@ -42,12 +48,14 @@ class Extraction:
 
     def take(self, raw: Sequence[Any]) -> None:
         """The next chunk of raw examples."""
-        x = self.source.preprocess(raw)
-        with counted(self.model) if not self.kept else nullcontext([0]) as operations:
-            [(features, logits)] = forward_features(self.model, [x], head=self.source.head)
-        part = {"features": features.float().cpu(), "logits": logits.float().cpu().clone()}
-        each_one = sum(operations) // len(raw) or 2 * sum(p.numel() for p in self.model.parameters())
-        self.kept.append(part | {"operations": torch.tensor([each_one])})
+        self.waiting.append(self.source.preprocess(raw))
+        with nullcontext([0]) if self.kept else counted(self.model) as operations:
+            features, logits = next(self.running)
+        part = {"features": features.float().cpu(), "logits": logits.float().cpu()}
+        if not self.kept:
+            one = sum(operations) // len(raw) or 2 * sum(p.numel() for p in self.model.parameters())
+            part["operations"] = torch.tensor([one])
+        self.kept.append(part)
         self.done += len(raw)
 
     def save(self) -> None:
@@ -152,8 +160,8 @@ def reason(error: Exception) -> str:
 
 
 def _joined(parts: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-    joined = {name: torch.cat([part[name] for part in parts]).contiguous() for name in ("features", "logits")}
-    return joined | {"operations": parts[0]["operations"]}
+    joined = {name: torch.cat([part[name] for part in parts]) for name in ("features", "logits")}
+    return joined | ({"operations": parts[0]["operations"]} if "operations" in parts[0] else {})
 
 
 def _finished(cache: Cache, key: str) -> list[dict[str, Tensor]]:

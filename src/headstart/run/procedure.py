@@ -85,7 +85,7 @@ class Procedure:
                 strength=(f.probed or {})["strength"],
                 operations=f.measured["operations"],
             )
-            for f in probed[:FINALISTS]
+            for f in varied(probed, {name: str(s.facts.get("family", name)) for name, s in self.sources.items()})
         ]
         allowance = (self.budget - sum(stage.cost for stage in self.stages)) * self.whole
         gains, cost = race(finalists, self.pulls, n=self.n, allowance=allowance)
@@ -183,6 +183,13 @@ def survivors(figures: Mapping[str, Mapping[str, float]]) -> list[str]:
     half = order[: max(4, math.ceil(len(order) / 2))]
     winners = {max(sorted(found), key=found.__getitem__) for found in figures.values() if found}
     return [name for name in order if name in half or name in winners]
+
+
+def varied(probed: Sequence[Forecast], families: Mapping[str, str]) -> list[Forecast]:
+    """The finalists: the best of each family, then the next best, because what fine-tuning adds goes by family."""
+    leaders = list({families[f.name]: f for f in reversed(probed)}.values())
+    first = sorted(probed, key=lambda f: f not in leaders)  # stable: each half stays in the order of the probes
+    return first[:FINALISTS]
 
 
 def because(rows: Sequence[Ranked], skipped: Sequence[Skipped], modality: str) -> str:

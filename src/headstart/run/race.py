@@ -13,7 +13,7 @@ from .tune import FOLDS, Pull, full_steps, training_cost
 if TYPE_CHECKING:
     from headstart.zoo import Source
 
-LEAST = 8  # optimizer steps below which a fine-tune says nothing
+LEAST = 12  # optimizer steps below which a fine-tune says nothing
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,16 +70,37 @@ def race(
     left, spent, trained = list(finalists), 0.0, n - n // FOLDS
     rungs = max(1, (len(left) - 1).bit_length())
     for rung in range(rungs):
-        one_step = FOLDS * sum(training_cost(one.operations, 1, trained) for one in left)
-        steps = min(full_steps(n), int((allowance - spent) / (rungs - rung) / one_step))
-        if len(left) < 2 or steps < LEAST:
+        prices = [training_cost(one.operations, 1, trained) for one in left]
+        entrants, folds, steps = affordable(prices, (allowance - spent) / (rungs - rung), full_steps(n))
+        if entrants < 2:
             break
-        folds = range(FOLDS)
-        jobs = [Pull(source=o.source, fold=k, steps=steps, strength=o.strength) for o in left for k in folds]
+        left = left[:entrants]
+        jobs = [Pull(source=o.source, fold=k, steps=steps, strength=o.strength) for o in left for k in range(folds)]
         results = list(run(jobs))
         for i, one in enumerate(left):
-            gains[one.source.name] = Gain.of(results[i * FOLDS : (i + 1) * FOLDS], steps)
-        spent += steps * one_step
+            gains[one.source.name] = Gain.of(results[i * folds : (i + 1) * folds], steps)
+        spent += steps * folds * sum(prices[:entrants])
         left.sort(key=lambda one: -(one.accuracy + gains[one.source.name].mean))
         left = left[: max(2, len(left) // 2)]
     return gains, spent
+
+
+def affordable(prices: Sequence[float], share: float, longest: int) -> tuple[int, int, int]:
+    """How many sources can enter a rung, on how many folds, for how many steps; (0, 0, 0) when two cannot.
+
+    Folds are given up before sources, and neither for more than `LEAST` steps.
+
+    Args:
+        prices: of one step of each source, in the order in which they may enter.
+        share: what the rung may cost.
+        longest: steps of a whole fine-tune.
+
+    >>> affordable([1, 1, 1, 1], 150, 120), affordable([1, 1, 1, 1], 60, 120), affordable([1, 1, 1, 1], 40, 120)
+    ((4, 3, 12), (4, 1, 15), (3, 1, 13))
+    """
+    for entrants in range(len(prices), 1, -1):
+        for folds in range(FOLDS, 0, -1):
+            steps = min(longest, int(share / (folds * sum(prices[:entrants]))))
+            if steps >= LEAST:
+                return entrants, folds, steps
+    return 0, 0, 0

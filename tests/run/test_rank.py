@@ -14,10 +14,9 @@ from torch import nn
 from headstart.core.validate import Refused
 from headstart.run.cache import Cache
 from headstart.run.choice import Choice
-from headstart.run.forecast import Forecast, around, difference, ranking
+from headstart.run.forecast import Forecast, around, difference, first_places, ranking
 from headstart.run.measure import default_scores, sample
-from headstart.run.procedure import survivors
-from headstart.run.race import Gain
+from headstart.run.race import Gain, expected
 from headstart.run.rank import choose
 from headstart.tasks import Task, load_task
 from headstart.zoo import Skipped
@@ -222,7 +221,7 @@ def test_many_rows_are_sampled_with_every_class(tmp_path):
 
 
 def forecast(name: str, right: list[float], gain: Gain | None = None) -> Forecast:
-    return Forecast(name=name, measured={"scores": {}}, probed={"right": right}, gain=gain)
+    return Forecast(name=name, measured={"scores": {}}, probed={"right": right}, gain=gain, expected=gain)
 
 
 def test_a_gain_moves_the_prediction_and_a_loss_does_not():
@@ -249,9 +248,31 @@ def test_the_difference_is_paired():
     assert mean < 1.96 * error
 
 
-def test_survivors_are_the_better_half_and_every_winner():
-    ridge = {name: 1 - k / 10 for k, name in enumerate("abcdefghij")}
-    assert survivors({"ridge": ridge, "LEEP": {"j": 0.0, "a": -1.0}}) == ["a", "b", "c", "d", "e", "j"]
+def gain(mean: float, error: float = 0.05) -> Gain:
+    return Gain(mean=mean, error=error, steps=9)
+
+
+def test_the_luck_of_a_short_race_does_not_decide():
+    noise = expected({"a": gain(0.04), "b": gain(-0.04), "c": gain(0.0)}, "abcd")
+    assert {name: round(one.mean, 6) for name, one in noise.items()} == dict.fromkeys("abcd", 0.0)
+    assert noise["d"].steps == 0
+    real = expected({"a": gain(0.4), "b": gain(-0.4), "c": gain(0.0)}, "abcd")
+    assert 0.38 < real["a"].mean < 0.4
+    assert real["d"].mean == pytest.approx(0.0)
+    assert real["a"].error < 0.05 < real["d"].error
+    assert expected({}, "ab") == {}
+
+
+def test_the_share_of_first_places_says_how_sure():
+    right = [1.0] * 90 + [0.0] * 10
+    worse = [1.0] * 50 + [0.0] * 50
+    assert first_places([forecast("a", right), forecast("b", worse)], seed=0)["a"] > 0.999
+    apart = list(np.random.default_rng(0).permutation(right))
+    twins = first_places([forecast("a", right), forecast("b", apart)], seed=0)
+    assert 0.4 < twins["a"] < 0.65
+    assert sum(twins.values()) == pytest.approx(1)
+    lucky = forecast("b", apart, Gain(mean=0.1, error=0.001, steps=9))
+    assert first_places([forecast("a", right), lucky], seed=0)["b"] > 0.9
 
 
 def test_the_default_scores_are_five():

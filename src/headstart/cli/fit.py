@@ -128,7 +128,8 @@ def _sureness(results: Mapping[str, Any], first: Mapping[str, Any] | None) -> st
     close = ranking["close"]
     if not close:
         return f"clearly first of {count}"
-    return f"first of {count}, but {len(close)} cannot be told from it: {', '.join(close[:3])}"
+    share = f" in {100 * first['sure']:.0f} % of resamples" if first and first["sure"] is not None else ""
+    return f"first of {count}{share}; {len(close)} cannot be told from it: {', '.join(close[:3])}"
 
 
 def _repeated(arguments: list[str]) -> Flags | None:

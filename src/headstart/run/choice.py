@@ -34,6 +34,7 @@ class Ranked:
         probe: cross-validated accuracy of a logistic head; None where only the closed form was computed.
         tuned: predicted accuracy after fine-tuning; None where it was not tried.
         close: cannot be told from the first at 95 % (paired over the same examples).
+        sure: share of resamples of the labelled examples in which this source came first.
     """
 
     place: int
@@ -44,6 +45,7 @@ class Ranked:
     probe: Estimate | None = None
     tuned: Estimate | None = None
     close: bool = False
+    sure: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

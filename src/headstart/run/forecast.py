@@ -19,27 +19,33 @@ from .race import Gain
 
 @dataclass(frozen=True, kw_only=True)
 class Forecast:
-    """One source: what the stages said of it. `right` (n,) is how often each example was right while held out."""
+    """One source: what the stages said of it.
+
+    Attributes:
+        gain: what a short fine-tune added, where one was run.
+        expected: what fine-tuning is expected to add, from the gains of all that were raced.
+    """
 
     name: str
     measured: Mapping[str, Any]
     probed: Mapping[str, Any] | None
     gain: Gain | None
+    expected: Gain | None = None
 
     @property
     def right(self) -> np.ndarray:
-        """(n,) from the probe where there is one, else from the closed form."""
+        """(n,) how often each example was right while held out, by the probe or, without one, the closed form."""
         return np.asarray((self.probed or self.measured)["right"], dtype=float)
 
     @property
     def raised(self) -> float:
         """What fine-tuning adds, never below 0: the better route would be kept."""
-        return max(0.0, self.gain.mean) if self.gain else 0.0
+        return max(0.0, self.expected.mean) if self.expected else 0.0
 
     @property
     def error(self) -> float:
         """Standard error of the gain; 0 where the prediction does not rest on it."""
-        return self.gain.error if self.gain and self.gain.mean > 0 else 0.0
+        return self.expected.error if self.expected and self.expected.mean > 0 else 0.0
 
     @property
     def accuracy(self) -> float:
@@ -69,9 +75,31 @@ def difference(one: Forecast, other: Forecast) -> tuple[float, float]:
     return one.accuracy - other.accuracy, error
 
 
-def ranking(forecasts: Sequence[Forecast]) -> tuple[Ranked, ...]:
-    """The sources by predicted accuracy, best first; equal ones by the mean of their first score."""
-    order = sorted(forecasts, key=lambda f: (-f.accuracy, f.name))
+def first_places(forecasts: Sequence[Forecast], seed: int, resamples: int = 2000) -> dict[str, float]:
+    """How often each source comes first when the labelled examples are drawn anew and the gains within their errors.
+
+    Args:
+        forecasts: in order; equal accuracies count for the earlier one.
+        seed: of the draws.
+        resamples: how many.
+
+    Cost: one (sources x n) by (n x resamples) product.
+    """
+    generator = np.random.default_rng(seed)
+    right = np.stack([f.right for f in forecasts])  # (s, n)
+    n = right.shape[1]
+    accuracy = right @ (generator.multinomial(n, np.full(n, 1 / n), size=resamples).T / n)  # (s, resamples)
+    raised = np.array([f.raised for f in forecasts])[:, None]
+    error = np.array([f.error for f in forecasts])[:, None]
+    gained = np.maximum(0, raised + error * generator.standard_normal(accuracy.shape))
+    firsts = np.bincount((accuracy + gained).round(9).argmax(0), minlength=len(forecasts)) / resamples
+    return {f.name: float(share) for f, share in zip(forecasts, firsts, strict=True)}
+
+
+def ranking(forecasts: Sequence[Forecast], seed: int = 0) -> tuple[Ranked, ...]:
+    """The sources by predicted accuracy, best first; equal ones by what their own race measured, then by name."""
+    order = sorted(forecasts, key=lambda f: (-round(f.accuracy, 9), -(f.gain.mean if f.gain else 0.0), f.name))
+    firsts = first_places(order, seed) if order else {}
     rows = []
     for place, one in enumerate(order, 1):
         n, base = len(one.right), float(one.right.mean())
@@ -81,8 +109,9 @@ def ranking(forecasts: Sequence[Forecast]) -> tuple[Ranked, ...]:
             Ranked(
                 place=place,
                 name=one.name,
+                sure=firsts[one.name],
                 predicted=around(one.accuracy, n, one.error),
-                basis="fine-tune" if one.raised else "probe" if one.probed else "closed form",
+                basis="fine-tune" if one.gain and one.raised else "probe" if one.probed else "closed form",
                 scores={name: estimate_of(score) for name, score in one.measured["scores"].items()},
                 probe=around(base, n, 0.0) if one.probed else None,
                 tuned=tuned,

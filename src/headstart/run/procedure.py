@@ -1,8 +1,7 @@
-"""The stages of a choice: measure every source, probe the better half, race the last few, conclude."""
+"""The stages of a choice: measure every source, probe it, race the best few, conclude."""
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -16,7 +15,7 @@ from .cache import Progress
 from .choice import Choice, Ranked, Stage
 from .forecast import Forecast, labels_to_decide, ranking
 from .measure import Setting, measure, probe
-from .race import Finalist, race
+from .race import Finalist, expected, race
 from .tune import FOLDS, Pull, full_steps, pull, training_cost
 
 if TYPE_CHECKING:
@@ -64,15 +63,16 @@ class Procedure:
         self.note("scores", list(self.forecasts), cost, began, "features, scores with intervals, leave-one-out ridge")
 
     def probe(self) -> None:
-        """Stage 2: a cross-validated logistic probe of the better half."""
+        """Stage 2: a cross-validated logistic probe of every source; beside the features it costs next to nothing."""
         began = time.perf_counter()
-        kept = survivors(self.figures())
-        keyed = [(self.sources[name], self.setting.key("probe", self.sources[name])) for name in kept]
+        keyed = [(source, self.setting.key("probe", source)) for source in self.sources.values()]
         cost = 0
         for source, found in self.results("probes", partial(probe, self.setting), keyed):
             self.forecasts[source.name] = replace(self.forecasts[source.name], probed=found)
             cost += found["counted"]
-        self.note("probes", kept, cost, began, "logistic regression on the features, repeated cross-validation")
+        self.note(
+            "probes", list(self.sources), cost, began, "logistic regression on the features, repeated cross-validation"
+        )
 
     def race(self) -> None:
         """Stage 3: short fine-tunes of the finalists, with what is left of the budget."""
@@ -89,8 +89,9 @@ class Procedure:
         ]
         allowance = (self.budget - sum(stage.cost for stage in self.stages)) * self.whole
         gains, cost = race(finalists, self.pulls, n=self.n, allowance=allowance)
-        for name, gain in gains.items():
-            self.forecasts[name] = replace(self.forecasts[name], gain=gain)
+        likely = expected(gains, list(self.forecasts))
+        for name, forecast in self.forecasts.items():
+            self.forecasts[name] = replace(forecast, gain=gains.get(name), expected=likely.get(name))
         says = f"up to {max(g.steps for g in gains.values())} of {full_steps(self.n)} steps" if gains else (
             "one source only" if len(finalists) < 2 else "the budget leaves no room for a fine-tune")  # fmt: skip
         self.note("fine-tunes", list(gains), cost, began, says)
@@ -134,7 +135,7 @@ class Procedure:
 
     def conclude(self, task: str, modality: str) -> Choice:
         """The ranking, and how certain it is."""
-        rows = ranking(list(self.forecasts.values()))
+        rows = ranking(list(self.forecasts.values()), self.setting.seed)
         close = tuple(row.name for row in rows if row.close)
         return Choice(
             task=task,
@@ -171,18 +172,6 @@ class Procedure:
             f"Fine-tuning {one} and {other} for all {steps} steps on {FOLDS} folds would say more "
             f"({cost:.0%} of the cost of fine-tuning every source){labels}."
         )
-
-
-def survivors(figures: Mapping[str, Mapping[str, float]]) -> list[str]:
-    """The better half by leave-one-out ridge (at least four), and the winner of every score.
-
-    >>> survivors({"ridge": {"a": 0.9, "b": 0.8, "c": 0.7, "d": 0.6, "e": 0.5}, "LEEP": {"e": -1.0, "a": -2.0}})
-    ['a', 'b', 'c', 'd', 'e']
-    """
-    order = sorted(figures["ridge"], key=lambda name: (-figures["ridge"][name], name))
-    half = order[: max(4, math.ceil(len(order) / 2))]
-    winners = {max(sorted(found), key=found.__getitem__) for found in figures.values() if found}
-    return [name for name in order if name in half or name in winners]
 
 
 def varied(probed: Sequence[Forecast], families: Mapping[str, str]) -> list[Forecast]:

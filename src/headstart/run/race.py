@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -32,6 +33,36 @@ class Gain:
         # one wrong example in n is as fine as n examples can see, so equality is not certainty
         spread = max(float(difference.var(correction=0)), 1 / len(pairs))
         return cls(mean=float(difference.mean()), error=(spread / len(pairs)) ** 0.5, steps=steps)
+
+
+def expected(gains: Mapping[str, Gain], names: Sequence[str]) -> dict[str, Gain]:
+    """What fine-tuning will add to every source, raced or not: measured gains drawn together as their noise demands.
+
+    A random-effects model (DerSimonian and Laird 1986): gains spread around a common mean by t², which is what their
+    spread leaves over once the errors of measuring are taken off. A gain keeps the share t² / (t² + error²) of its
+    distance from that mean, so that the luck of a short race does not decide; one that was not raced gets the mean.
+
+    >>> found = expected({"a": Gain(mean=0.1, error=0.1, steps=9), "b": Gain(mean=-0.1, error=0.1, steps=9)}, "abc")
+    >>> round(found["a"].mean, 3), round(found["c"].mean, 3)
+    (0.05, 0.0)
+    """
+    if not gains:
+        return {}
+    weights = {name: gain.error**-2 for name, gain in gains.items()}
+    total = sum(weights.values())
+    mean = sum(weights[name] * gain.mean for name, gain in gains.items()) / total
+    excess = sum(weights[name] * (gain.mean - mean) ** 2 for name, gain in gains.items()) - (len(gains) - 1)
+    spread = max(0.0, excess / (total - sum(w * w for w in weights.values()) / total)) if len(gains) > 1 else 0.0
+    found = {}
+    for name in names:
+        own, error = (gains[name].mean, gains[name].error) if name in gains else (mean, math.inf)
+        kept = spread / (spread + error**2)
+        found[name] = Gain(
+            mean=mean + kept * (own - mean),
+            error=math.sqrt((1 - kept) * spread + (1 - kept) ** 2 / total),
+            steps=gains[name].steps if name in gains else 0,
+        )
+    return found
 
 
 @dataclass(frozen=True, kw_only=True)

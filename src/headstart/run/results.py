@@ -92,18 +92,13 @@ def answered(run: Finished, judged: Judged, right: Mapping[str, Tensor], after: 
         "verdict": "yes" if good else "no",
         "sentence": f"{word} {source} by {best.route}: {judged.accuracy:.1%} of {judged.n} test examples right, "
         f"{gain * 100:+.1f} points against {BASELINES[rival]}.",
-        "reasons": reasons, "source": source, "route": best.route, "sure": sure(run),
+        "reasons": reasons, "source": source, "route": best.route, "sure": run.choice.ranking[0].sure,
         "accuracy": judged.accuracy, "interval": list(judged.interval), "n": judged.n, "looks": looks,
         "predicted": None if best.accuracy is None else {
             "accuracy": best.accuracy, "low": best.low, "high": best.high, "how": best.how},
         "scratch": scored(right["scratch"]), "random_features": scored(right["random"]),
         "patient_scratch": scored(right["patient"]), "gain": gain, "gain_interval": list(between),
     }  # fmt: skip
-
-
-def sure(run: Finished) -> float | None:
-    """How sure the choice of the source is; None when the ranking does not say."""
-    return getattr(run.choice, "sure", None)
 
 
 def scored(right: Tensor) -> dict[str, Any]:
@@ -122,7 +117,7 @@ def ranking(run: Finished) -> dict[str, Any]:
             "scores": {name: asdict(score) for name, score in one.scores.items()},
             "predicted": {"accuracy": one.predicted.value, "low": one.predicted.low, "high": one.predicted.high},
             "basis": one.basis, "probe": one.probe and one.probe.value, "tuned": one.tuned and one.tuned.value,
-            "close": one.close, "sure": sure(run) if one.name == choice.best else None, "seconds": None,
+            "close": one.close, "sure": one.sure, "seconds": None,
         })  # fmt: skip
     return {
         "scores": sorted({name for one in choice.ranking for name in one.scores}),

@@ -34,7 +34,7 @@ class Ranked:
         probe: cross-validated accuracy of a logistic head; None where only the closed form was computed.
         tuned: predicted accuracy after fine-tuning; None where it was not tried.
         close: cannot be told from the first at 95 % (paired over the same examples).
-        sure: share of resamples of the labelled examples in which this source came first.
+        sure: share of resamples of the labelled examples in which its predicted accuracy is the highest.
     """
 
     place: int

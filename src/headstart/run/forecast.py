@@ -76,7 +76,7 @@ def difference(one: Forecast, other: Forecast) -> tuple[float, float]:
 
 
 def first_places(forecasts: Sequence[Forecast], seed: int, resamples: int = 2000) -> dict[str, float]:
-    """How often each source comes first when the labelled examples are drawn anew and the gains within their errors.
+    """How often each source has the highest predicted accuracy when the labelled examples are drawn anew and the gains within their errors.
 
     Args:
         forecasts: in order; equal accuracies count for the earlier one.
@@ -96,14 +96,47 @@ def first_places(forecasts: Sequence[Forecast], seed: int, resamples: int = 2000
     return {f.name: float(share) for f, share in zip(forecasts, firsts, strict=True)}
 
 
-def ranking(forecasts: Sequence[Forecast], seed: int = 0) -> tuple[Ranked, ...]:
-    """The sources by predicted accuracy, best first; equal ones by what their own race measured, then by name."""
+def ordered(forecasts: Sequence[Forecast]) -> list[Forecast]:
+    """Best first: by predicted accuracy, but those that cannot be told from the best at 95 % by all the evidence.
+
+    On few labels the accuracies of good sources differ by less than their noise. Nearest neighbours and LogME look at
+    the same features in other ways and err elsewhere, so the mean rank of the three is steadier than any of them
+    (benchmarks/choose.py). Still equal: what their own race measured, then the name.
+    """
     order = sorted(forecasts, key=lambda f: (-round(f.accuracy, 9), -(f.gain.mean if f.gain else 0.0), f.name))
+    near = [f for f in order if is_close(order[0], f)]
+    columns = [{f.name: round(f.accuracy, 9) for f in near}]
+    for score in ("KNN", "LogME"):
+        column = {f.name: f.measured["scores"][score]["value"] for f in near if score in f.measured["scores"]}
+        columns += [column] if len(column) == len(near) else []
+    ranks = [ranks_of(column) for column in columns]
+    behind = [f for f in order if not is_close(order[0], f)]
+    return sorted(near, key=lambda f: sum(rank[f.name] for rank in ranks)) + behind
+
+
+def ranks_of(column: Mapping[str, float]) -> dict[str, float]:
+    """1 for the highest value; equal ones share their mean rank.
+
+    >>> ranks_of({"a": 0.9, "b": 0.8, "c": 0.9})
+    {'a': 1.5, 'b': 3.0, 'c': 1.5}
+    """
+    down = sorted(column.values(), reverse=True)
+    return {name: down.index(value) + (down.count(value) + 1) / 2 for name, value in column.items()}
+
+
+def is_close(one: Forecast, other: Forecast) -> bool:
+    """Whether `other` cannot be told from `one` at 95 %."""
+    mean, error = difference(one, other)
+    return mean <= Z * error
+
+
+def ranking(forecasts: Sequence[Forecast], seed: int = 0) -> tuple[Ranked, ...]:
+    """The sources, best first, with what is known of each."""
+    order = ordered(forecasts)
     firsts = first_places(order, seed) if order else {}
     rows = []
     for place, one in enumerate(order, 1):
         n, base = len(one.right), float(one.right.mean())
-        mean, error = difference(order[0], one)
         tuned = around(min(1.0, max(0.0, base + one.gain.mean)), n, one.gain.error) if one.gain else None
         rows.append(
             Ranked(
@@ -115,7 +148,7 @@ def ranking(forecasts: Sequence[Forecast], seed: int = 0) -> tuple[Ranked, ...]:
                 scores={name: estimate_of(score) for name, score in one.measured["scores"].items()},
                 probe=around(base, n, 0.0) if one.probed else None,
                 tuned=tuned,
-                close=place > 1 and mean <= Z * error,
+                close=place > 1 and is_close(order[0], one),
             )
         )
     return tuple(rows)

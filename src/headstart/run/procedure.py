@@ -190,4 +190,5 @@ def because(rows: Sequence[Ranked], skipped: Sequence[Skipped], modality: str) -
     figure = f"{best.predicted.value:.0%} ({best.predicted.low:.0%} to {best.predicted.high:.0%})"
     close = [row.name for row in rows if row.close]
     doubt = f"; {len(close)} other{'s' * (len(close) > 1)} cannot be told from it" if close else ""
-    return f"{best.name} has the best predicted accuracy, {figure}, by {best.basis}{doubt}."
+    ahead = "is ahead on all evidence, with a" if close else "has the best"
+    return f"{best.name} {ahead} predicted accuracy of {figure}, by {best.basis}{doubt}."

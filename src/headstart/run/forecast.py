@@ -76,7 +76,7 @@ def difference(one: Forecast, other: Forecast) -> tuple[float, float]:
 
 
 def first_places(forecasts: Sequence[Forecast], seed: int, resamples: int = 2000) -> dict[str, float]:
-    """How often each source has the highest predicted accuracy when the labelled examples are drawn anew and the gains within their errors.
+    """How often each source has the highest predicted accuracy when examples and gains are drawn anew.
 
     Args:
         forecasts: in order; equal accuracies count for the earlier one.

@@ -40,13 +40,9 @@ def chosen(
     choice = choose(task, sources, cache=cache, budget=tuning.budget, seed=tuning.seed, workers=tuning.workers,
                     skipped=skipped, progress=progress)  # fmt: skip
     if choice.best is None:
-        raise Refused(f"A run needs a source that fits the task; got none in {tuning.zoo}: {choice.reason} "
-                      f"{_why(choice.skipped)}Name another zoo.")  # fmt: skip
+        raise Refused(f"A run needs a source that fits the task; got none in {tuning.zoo}. {choice.reason} "
+                      "Name another zoo, such as dir:PATH.")  # fmt: skip
     return {source.name: source for source in sources}, choice
-
-
-def _why(skipped: Sequence[Skipped]) -> str:
-    return "".join(f"{one.name}: {one.why} " for one in skipped[:3])
 
 
 @contextmanager

@@ -184,7 +184,9 @@ def varied(probed: Sequence[Forecast], families: Mapping[str, str]) -> list[Fore
 def because(rows: Sequence[Ranked], skipped: Sequence[Skipped], modality: str) -> str:
     """One sentence: why this source, or why none."""
     if not rows:
-        failed = f" {len(skipped)} could not be used, the first because it {skipped[0].why}" if skipped else ""
+        failed = (
+            f" {len(skipped)} could not be used, the first because it {skipped[0].why.rstrip('.')}." if skipped else ""
+        )
         return f"No source fits this kind of data ({modality}).{failed}"
     best = rows[0]
     figure = f"{best.predicted.value:.0%} ({best.predicted.low:.0%} to {best.predicted.high:.0%})"

@@ -55,7 +55,7 @@ class Cache:
         device: "auto" (a GPU where there is one), "cpu" or "cuda".
         memory: bytes of weights to hold at once while one decoded chunk goes through many models.
 
-    >>> Cache(Path("/tmp/evidence")).chunk
+    >>> Cache(Path("evidence")).chunk
     64
     """
 

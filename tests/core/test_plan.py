@@ -21,7 +21,6 @@ from headstart.core.plan import (
     adamw,
     constant,
     cosine,
-    examples,
     sgd,
 )  # fmt: skip
 from headstart.core.taps import tapped
@@ -180,7 +179,3 @@ def test_schedules_and_optimizers() -> None:
     params = list(nn.Linear(1, 1).parameters())
     assert adamw(0.3, weight_decay=0.2)(params).defaults["weight_decay"] == 0.2
     assert sgd(0.3, momentum=0.5)(params).defaults["momentum"] == 0.5
-
-
-def test_examples_counts_one_pass() -> None:
-    assert examples([(torch.ones(3, 1), torch.ones(3)), Batch({"ids": torch.ones(2, 1)})]) == 5

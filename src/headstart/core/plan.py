@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from .rates import adamw, constant, cosine, sgd
-from .stream import Batch, as_batch, each, size
+from .stream import Batch, each
 from .surgery import Surgery, freeze
 from .validate import one_of, require
 
@@ -227,12 +227,7 @@ class Continual(Tactic, Protocol):
     def remember(self, model: nn.Module, stream: Iterable[Any]) -> None: ...
 
 
-def examples(stream: Iterable[Any]) -> int:
-    """Number of examples in one pass over a finite stream of batches."""
-    return sum(size(as_batch(batch)) for batch in stream)
-
-
 __all__ = [
     "Batch", "Continual", "CrossEntropy", "GradientRule", "On", "Plan", "Run", "Step", "Tactic", "Teacher", "Term",
-    "Weighted", "adamw", "constant", "cosine", "examples", "sgd",
+    "Weighted", "adamw", "constant", "cosine", "sgd",
 ]  # fmt: skip

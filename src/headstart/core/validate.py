@@ -53,16 +53,3 @@ def finite(name: str, values: Tensor, do: str = "Remove or repair those rows fir
     if values.is_floating_point() and not bool(values.sum().isfinite()):
         bad = int((~values.isfinite()).sum())
         require(bad == 0, f"{name} must be finite", f"{bad} NaN or infinite values of {values.numel()}", do)
-
-
-def labels_of(name: str, labels: Tensor | None, rows: int) -> Tensor:
-    """Labels as int64 of shape (rows,), or a refusal that says which of the two is wrong."""
-    require(labels is not None, f"{name} needs labels", None, "Pass labelled examples.")
-    assert labels is not None
-    require(
-        not labels.is_floating_point() and labels.ndim == 1 and len(labels) == rows,
-        f"{name} needs one integer label for each of the {rows} rows",
-        f"shape {tuple(labels.shape)}, {labels.dtype}",
-        "Pass class indices of shape (n,), not one-hot or probabilities.",
-    )
-    return labels.long()

@@ -44,7 +44,7 @@ def streamed(pieces: list[Evidence]) -> float:
     total = parts[0]
     for part in parts[1:]:
         total = total + part
-    return LogME().logme_from(total)
+    return LogME().score_from(total)
 
 
 test_contract = contract(
@@ -146,8 +146,8 @@ def test_refuses_one_class_and_missing_labels():
     with pytest.raises(Refused, match="two classes"):
         score(torch.randn(4, 2), torch.zeros(4, dtype=torch.long))
     with pytest.raises(Refused, match="two classes"):
-        LogME().logme_from(ClassStatistics.of(torch.randn(4, 2), torch.zeros(4, dtype=torch.long), 3))
+        LogME().score_from(ClassStatistics.of(torch.randn(4, 2), torch.zeros(4, dtype=torch.long), 3))
     with pytest.raises(Refused, match="labels"):
         LogME().score(Evidence(features=torch.randn(4, 2)))
     with pytest.raises(Refused, match="statistics must be finite"):
-        LogME().logme_from(ClassStatistics.of(torch.full((4, 2), torch.nan), torch.arange(4) % 2, 2))
+        LogME().score_from(ClassStatistics.of(torch.full((4, 2), torch.nan), torch.arange(4) % 2, 2))

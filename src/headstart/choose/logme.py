@@ -71,7 +71,7 @@ class LogME:
         """The mean log evidence of an example."""
         return self._of(Spectrum.of(*evidence.need("features", "labels")))
 
-    def logme_from(self, statistics: ClassStatistics) -> float:
+    def score_from(self, statistics: ClassStatistics) -> float:
         """The same from streamed statistics, for more examples than fit into memory."""
         return self._of(Spectrum.from_statistics(statistics))
 

@@ -23,9 +23,10 @@ class Evidence:
         features: (n, d) floating, the input of the model's head.
         labels: (n,) integers, the target's classes.
         logits: (n, c) floating, over the candidate's own (source) classes.
+        source: what the same model says about examples of its own training data, for scores that compare the two.
 
     Raises:
-        Refused: fields of different lengths, NaN or infinity, labels that are not integers.
+        Refused: fields of different lengths, NaN or infinity, labels that are not integers, a source of another width.
 
     >>> Evidence(features=torch.zeros(3, 2)).need("labels")
     Traceback (most recent call last):
@@ -35,6 +36,7 @@ class Evidence:
     features: Tensor
     labels: Tensor | None = None
     logits: Tensor | None = None
+    source: Evidence | None = None
 
     def __post_init__(self) -> None:
         n = len(self.features)
@@ -50,9 +52,13 @@ class Evidence:
         if self.labels is not None:
             require(self.labels.ndim == 1 and not self.labels.is_floating_point(), "labels must be integers (n,)",
                     f"{self.labels.dtype} {tuple(self.labels.shape)}", "Pass class indices.")  # fmt: skip
+        if self.source is not None:
+            width, own = self.source.features.shape[1], self.features.shape[1]
+            require(width == own, "source= must be evidence of the same model at the same layer",
+                    f"{width} features, not {own}", "Extract both at one layer.")  # fmt: skip
 
     def need(self, *names: str) -> tuple[Tensor, ...]:
-        """The named fields, or a refusal naming the missing ones."""
+        """The named tensors, or a refusal naming the missing ones."""
         values = {name: getattr(self, name) for name in names}
         missing = [name for name, value in values.items() if value is None]
         have = [name for name in ("features", "labels", "logits") if getattr(self, name) is not None]

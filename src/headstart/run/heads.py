@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor, nn
 
@@ -70,8 +72,11 @@ def gaussian_head_with_unlabelled(
     before = None
     for _ in range(rounds):
         share = (x @ weight.double().T + bias.double()).softmax(1)
-        joined = ClassStatistics(
-            statistics.gram + gram, statistics.sums + share.T @ x, statistics.counts + share.sum(0)
+        joined = replace(  # what the head does not read is left as it was
+            statistics,
+            gram=statistics.gram + gram,
+            sums=statistics.sums + share.T @ x,
+            counts=statistics.counts + share.sum(0),
         )
         weight, bias = gaussian_head(joined)
         now = share.argmax(1)

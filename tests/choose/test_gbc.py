@@ -9,13 +9,26 @@ import torch
 
 from headstart.choose import GBC
 from headstart.core.evidence import Evidence
+from headstart.core.statistics import ClassStatistics
 from headstart.core.validate import Refused
 from headstart.testing import contract
 
-test_contract = contract(GBC(), invariant=("rotation", "shift"), refuses=[lambda: GBC(floor=0)])
+
+def streamed(pieces: list[Evidence], method: GBC) -> float:
+    return method.score_from(ClassStatistics.stream((p.need("features", "labels") for p in pieces), 9))
 
 
-def score(features: torch.Tensor, labels: torch.Tensor, **settings: float) -> float:
+test_contract = contract(
+    GBC(),
+    invariant=("rotation", "shift"),
+    streamed=lambda pieces: streamed(pieces, GBC()),
+    refuses=[lambda: GBC(floor=0), lambda: GBC(covariance="full")],  # type: ignore[arg-type]
+)
+DIAGONAL = GBC(covariance="diagonal")
+test_contract_diagonal = contract(DIAGONAL, invariant=("shift",), streamed=lambda pieces: streamed(pieces, DIAGONAL))
+
+
+def score(features: torch.Tensor, labels: torch.Tensor, **settings) -> float:
     return GBC(**settings).score(Evidence(features=features, labels=labels))
 
 
@@ -47,6 +60,25 @@ def test_equals_the_definition_pair_by_pair(dims):
             distance += 0.5 * sum(math.log(v) - 0.5 * math.log(va) - 0.5 * math.log(vb) for _ in range(dims))
             total -= math.exp(-distance) if i != j else 0
     assert score(features, labels) == pytest.approx(total, abs=1e-10)
+
+
+def test_diagonal_equals_torchs_normals_pair_by_pair():
+    g = torch.Generator().manual_seed(5)
+    labels = torch.arange(30) % 3
+    features = torch.randn(30, 4, generator=g).double() * torch.tensor([1.0, 2.0, 0.5, 1.0]) + 0.2 * labels[:, None]
+    x = torch.linspace(-60, 60, 400_001, dtype=torch.float64)
+    total = 0.0
+    for i in range(3):
+        for j in range(3):
+            overlap = 1.0
+            for k in range(4):  # the Bhattacharyya coefficient is the integral of sqrt(p q)
+                p, q = (
+                    torch.distributions.Normal(v[:, k].mean(), v[:, k].std(correction=0)).log_prob(x)
+                    for v in (features[labels == i], features[labels == j])
+                )
+                overlap *= float(torch.trapezoid(((p + q) / 2).exp(), x))
+            total -= overlap if i != j else 0
+    assert score(features, labels, covariance="diagonal") == pytest.approx(total, rel=1e-8)
 
 
 def test_the_floor_holds_where_a_class_has_no_spread():

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from headstart.core.evidence import Evidence
-from headstart.core.paper import Paper
+import torch
 
-from .spectrum import Spectrum
+from headstart.core.evidence import Evidence, classes_of
+from headstart.core.paper import Paper
+from headstart.core.statistics import ClassStatistics
+from headstart.core.validate import require
+
+from .spectrum import Spectrum, checked
 
 PAPER = Paper(
     title="Newer is not always better: Rethinking transferability metrics, their peculiarities, stability and "
@@ -27,19 +31,26 @@ class HScore:
     H = (1 - a) tr(S⁻¹ B), with B the covariance of the class means and S = (1 - a) cov(F) + a tr(cov(F)) / d I, shrunk
     by Ledoit and Wolf's a so that it is well behaved for any n and d.
 
+    Args:
+        shrink: False gives the first form, a = 0 (Bao et al. 2019), for which every model is alike once its features
+            have as many dimensions as there are examples.
+
     Shape: features (n, d), labels (n,); between 0 and min(c - 1, d).
 
     Use it when: ranking models for one target, also with more features than examples.
     Not when: comparing targets of different numbers of classes.
 
-    Cost: O(n d min(n, d)).
+    Cost: O(n d min(n, d)); memory O(d² + c d) from statistics.
 
-    Notes: shifting, turning and scaling all features together changes nothing. Constant features score 0.
+    Notes: shifting, turning and scaling all features together changes nothing; without shrinkage nor does any
+    invertible linear map. Constant features score 0. The scatter is factored by Cholesky, which costs digits where
+    features are nearly collinear; there the singular values of the features, or from statistics the eigenvalues of
+    their scatter, are taken instead, without those below 1e-10 (1e-15) of the largest.
 
     Raises:
-        Refused: fewer than two classes, no labels, NaN.
+        Refused: fewer than two classes, no labels, NaN; without shrinkage, features of rank n - 1 or more.
 
-    Reference: Ibrahim et al. 2021, equation 4; Ledoit and Wolf 2004 for a; Bao et al. 2019 for the score without it.
+    Reference: Ibrahim et al. 2021, equation 4; Ledoit and Wolf 2004 for a; Bao et al. 2019, definition 2.
 
     >>> import torch
     >>> features = torch.tensor([[0.0], [0.1], [1.0], [1.1]])
@@ -47,21 +58,60 @@ class HScore:
     0.99
     """
 
+    shrink: bool = True
+
     def score(self, evidence: Evidence) -> float:
-        """The regularised H-score."""
+        """The H-score of evidence that is held in memory."""
         features, labels = evidence.need("features", "labels")
+        labels, classes = classes_of(labels)
         x = features.double()
         x = x - x.mean(0)
-        n, d = x.shape
-        spectrum = Spectrum.of(x, labels)
+        if len(x) > x.shape[1]:
+            statistics = ClassStatistics.of(x, labels, classes)
+            found = self._factored(statistics)
+            if found is not None:
+                return found
+        fourth = float(x.square().sum(1).square().sum())
+        return self._of(Spectrum.exact(x, labels, above=1e-10), fourth, x.shape[1])
+
+    def score_from(self, statistics: ClassStatistics) -> float:
+        """The same from streamed statistics, for more examples than fit into memory."""
+        centred = checked(statistics).centred()
+        found = self._factored(centred)
+        if found is not None:
+            return found
+        return self._of(Spectrum.from_statistics(centred), float(centred.fourth), len(centred.gram))
+
+    def _factored(self, centred: ClassStatistics) -> float | None:
+        """By Cholesky, on features scaled to one variance; None where that would cost more than six digits."""
+        n, d = centred.n, len(centred.gram)
+        gram = centred.gram
+        a = shrinkage(float(centred.fourth), gram.square().sum().item() / n**2, float(gram.trace()) / n / d, n, d)
+        if self.shrink and a > 0:
+            gram = (1 - a) * gram + a * float(gram.trace()) / d * torch.eye(d, dtype=gram.dtype, device=gram.device)
+        scale = gram.diagonal().sqrt()
+        if not bool((scale > 0).all()):
+            return None
+        factor, failed = torch.linalg.cholesky_ex(gram / scale[:, None] / scale)
+        if int(failed) or float(factor.diagonal().amin()) < 1e-3 or (not self.shrink and n <= d + 1):
+            return None
+        means = centred.sums / centred.counts[:, None].sqrt() / scale
+        solved = torch.linalg.solve_triangular(factor, means.T, upper=False)
+        return float((1 - a if self.shrink else 1) * solved.square().sum())
+
+    def _of(self, spectrum: Spectrum, fourth: float, d: int) -> float:
+        n = float(spectrum.counts.sum())
+        require(self.shrink or len(spectrum.sigma) < n - 1, "HScore(shrink=False) needs features of rank below n - 1",
+                f"rank {len(spectrum.sigma)} with {n:.0f} examples, where every model scores c - 1",
+                "Use HScore(), or more examples.")  # fmt: skip
         variance = spectrum.sigma / n  # of the principal directions (k,)
         mean = float(variance.sum()) / d
-        a = shrinkage(float(x.square().sum(1).square().sum()), variance.square().sum().item(), mean, n, d)
+        a = shrinkage(fourth, variance.square().sum().item(), mean, n, d) if self.shrink else 0.0
         between = (spectrum.labels.square() / spectrum.counts).sum(1)  # share of each direction between classes (k,)
         return float((1 - a) * (between * variance / ((1 - a) * variance + a * mean)).sum())
 
 
-def shrinkage(fourth: float, squared: float, mean: float, n: int, d: int) -> float:
+def shrinkage(fourth: float, squared: float, mean: float, n: float, d: int) -> float:
     """Ledoit and Wolf's weight of the mean variance, in [0, 1].
 
     Args:
@@ -71,4 +121,5 @@ def shrinkage(fourth: float, squared: float, mean: float, n: int, d: int) -> flo
         n, d: examples and features.
     """
     spread = squared - d * mean**2
-    return min(1.0, max(0.0, (fourth / n - squared) / n / spread)) if spread > 0 else 0.0
+    above_rounding = spread > 1e-14 * squared  # else the covariance is a multiple of the identity, which stays
+    return min(1.0, max(0.0, (fourth / n - squared) / n / spread)) if above_rounding else 0.0

@@ -47,7 +47,8 @@ class LogME:
     Notes: no intercept and no centring, as published. Turning, scaling and padding the features changes nothing.
     Features that say nothing, all zero for example, get the evidence of pure noise, which is the least there is.
     Labels that the features explain without any rest have no highest evidence; alpha / beta stops at 1e-12 of the
-    largest eigenvalue, and the score is large.
+    largest eigenvalue, and the score is large. Below 1e-7 of it singular values take the place of the Gram matrix; from
+    statistics they cannot, and digits are lost.
 
     Raises:
         Refused: fewer than two classes, no labels, NaN.
@@ -69,16 +70,20 @@ class LogME:
 
     def score(self, evidence: Evidence) -> float:
         """The mean log evidence of an example."""
-        return self._of(Spectrum.of(*evidence.need("features", "labels")))
+        features, labels = evidence.need("features", "labels")
+        score, ratio = self._of(Spectrum.of(features, labels))
+        if ratio < 1e-7:  # almost no noise: what the Gram matrix squares away would show in the ninth digit
+            score, _ = self._of(Spectrum.exact(features, labels))
+        return score
 
     def score_from(self, statistics: ClassStatistics) -> float:
         """The same from streamed statistics, for more examples than fit into memory."""
-        return self._of(Spectrum.from_statistics(statistics))
+        return self._of(Spectrum.from_statistics(statistics))[0]
 
-    def _of(self, spectrum: Spectrum) -> float:
+    def _of(self, spectrum: Spectrum) -> tuple[float, float]:
+        """The score, and the smallest alpha / beta of a class as a share of the largest eigenvalue."""
         sigma, x2, n = spectrum.sigma[:, None], spectrum.labels.square(), float(spectrum.counts.sum())
-        rest = spectrum.counts - x2.sum(0)  # of each class, what no w explains (c,)
-        rest = torch.where(rest > 1e-12 * n, rest, 0.0)  # below is what rounding makes of zero
+        rest = spectrum.rest  # of each class, what no w explains (c,)
         scale = float(spectrum.sigma.amax()) if len(sigma) else 1.0
         low, high = math.log(1e-12 * scale), math.log(1e12 * scale)
         v = torch.full_like(rest, math.log(scale))  # log(alpha / beta)
@@ -98,4 +103,4 @@ class LogME:
         # at the best beta of this u, n / (e2 + u m2); the d - k directions without features cancel exactly
         noise = (rest + (x2 / (1 + sigma / u)).sum(0)) / n
         log_evidence = -0.5 * (n * (2 * math.pi * math.e * noise).log() + torch.log1p(sigma / u).sum(0))
-        return float(log_evidence.mean()) / n
+        return float(log_evidence.mean()) / n, float(u.min()) / scale

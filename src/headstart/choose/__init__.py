@@ -5,3 +5,4 @@ from .hscore import HScore as HScore
 from .knn import KNN as KNN
 from .leep import LEEP as LEEP
 from .logme import LogME as LogME
+from .sfda import SFDA as SFDA

@@ -49,6 +49,8 @@ def private(tmp_path, monkeypatch):
         (["fit", "--from"], "Give its path"),
         (["fit", "nowhere"], "must be a path that exists"),
         (["choose", "digits", "--budget", "2"], "0 < budget <= 1"),
+        (["choose", "digits", "--scores", "Logme"], "LogME"),
+        (["fit", "digits", "--scores", ","], "At least one score"),
         (["predict", "nowhere", "x.png"], "directory of a finished run"),
         (["predict", "."], "predict needs inputs"),
         (["predict", ".", "x.png", "--out", "p.xlsx"], ".csv or .jsonl"),

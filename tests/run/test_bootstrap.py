@@ -8,10 +8,10 @@ import torch
 from scipy.stats import weightedtau
 from sklearn.linear_model import LogisticRegression, Ridge
 
-from headstart.choose import KNN, LEEP, LogME
+from headstart.choose import GBC, KNN, LEEP, HScore, LogME
 from headstart.core.evidence import Evidence
 from headstart.core.validate import Refused
-from headstart.run.bootstrap import agreement, estimate, half_samples, weighted_tau
+from headstart.run.bootstrap import agreement, block_statistics, estimate, half_samples, weighted_tau
 from headstart.run.probe import closed_form, cross_validated, fit_probe, folds_of
 
 
@@ -25,11 +25,11 @@ def clouds(n=60, d=8, classes=3, apart=1.0, seed=0):
 def test_halves_are_stratified_without_copies_and_follow_the_seed():
     labels = torch.tensor([0] * 9 + [1] * 4 + [2])
     halves = half_samples(labels, 20, seed=3)
-    for rows in halves:
+    for rows in halves.rows:
         assert len(set(rows.tolist())) == len(rows)
         assert labels[rows].bincount().tolist() == [5, 2, 1]
-    assert len({tuple(rows.tolist()) for rows in halves}) > 10
-    assert all(torch.equal(a, b) for a, b in zip(halves, half_samples(labels, 20, seed=3), strict=True))
+    assert len({tuple(rows.tolist()) for rows in halves.rows}) > 10
+    assert all(torch.equal(a, b) for a, b in zip(halves.rows, half_samples(labels, 20, seed=3).rows, strict=True))
 
 
 def test_the_spread_over_halves_is_the_standard_error_of_the_mean():
@@ -40,9 +40,19 @@ def test_the_spread_over_halves_is_the_standard_error_of_the_mean():
     values = torch.randn(400, 1, generator=torch.Generator().manual_seed(0))
     labels = torch.arange(400) % 2
     found = estimate(Mean(), Evidence(features=values, labels=labels), half_samples(labels, 2000, seed=0))
-    by_formula = 1.96 * float(values.std()) / 400**0.5
+    by_formula = 1.645 * float(values.std()) / 400**0.5
     assert found.value == pytest.approx(float(values.mean()), abs=1e-6)
     assert (found.high - found.low) / 2 == pytest.approx(by_formula, rel=0.1)
+
+
+@pytest.mark.parametrize("score", [LogME(), HScore(), HScore(shrink=False), GBC()])
+def test_statistics_of_blocks_give_what_the_rows_give(score):
+    x, y = clouds(n=600)
+    evidence, halves = Evidence(features=x, labels=y), half_samples(y, 12, seed=0)
+    assert all(rows.numel() in range(280, 321) for rows in halves.rows)
+    by_rows, by_blocks = (estimate(score, evidence, halves, s) for s in (None, block_statistics(evidence, halves)))
+    assert by_blocks.high == pytest.approx(by_rows.high, rel=1e-8)
+    assert block_statistics(evidence, half_samples(y[:90], 12, seed=0)) is None
 
 
 def test_intervals_of_scores_hold_what_new_samples_give():

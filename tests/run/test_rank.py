@@ -15,9 +15,10 @@ from headstart.core.validate import Refused
 from headstart.run.cache import Cache
 from headstart.run.choice import Choice
 from headstart.run.forecast import Forecast, around, difference, first_places, ranking
-from headstart.run.measure import default_scores, sample
+from headstart.run.measure import sample
 from headstart.run.race import Gain, expected
 from headstart.run.rank import choose
+from headstart.run.scores import DEFAULT, every_score, scores_named
 from headstart.tasks import Task, load_task
 from headstart.zoo import Skipped
 from headstart.zoo.source import Source
@@ -221,7 +222,13 @@ def test_many_rows_are_sampled_with_every_class(tmp_path):
 
 
 def forecast(name: str, right: list[float], gain: Gain | None = None) -> Forecast:
-    return Forecast(name=name, measured={"scores": {}}, probed={"right": right}, gain=gain, expected=gain)
+    return Forecast(
+        name=name,
+        measured={"scores": {}, "deciding": {"KNN": 0.0, "LogME": 0.0}},
+        probed={"right": right},
+        gain=gain,
+        expected=gain,
+    )
 
 
 def test_a_gain_moves_the_prediction_and_a_loss_does_not():
@@ -275,14 +282,31 @@ def test_the_share_of_first_places_says_how_sure():
     assert first_places([forecast("a", right), lucky], seed=0)["b"] > 0.9
 
 
-def test_the_default_scores_are_five():
-    assert list(default_scores()) == ["LogME", "HScore", "KNN", "GBC", "LEEP"]
+def test_scores_are_named_and_every_one_can_be_asked_for(tmp_path):
+    assert list(scores_named("KNN, LogME")) == ["KNN", "LogME"]
+    assert list(scores_named("all")) == list(every_score())
+    assert set(DEFAULT) < set(every_score())
+    for bad, said in (("Logme", "LogME"), ("", "At least one"), ("KNN,", None), ("all,KNN", "A score")):
+        if said is None:
+            assert list(scores_named(bad)) == ["KNN"]
+        else:
+            with pytest.raises(Refused, match=said):
+                scores_named(bad)
+    few = choose(pictures(), ZOO, cache=Cache(tmp_path), budget=0.001, scores=scores_named("GBC"))
+    all_of_them = choose(pictures(), ZOO, cache=Cache(tmp_path), budget=0.001)
+    assert [row.name for row in few.ranking] == [row.name for row in all_of_them.ranking]
+    assert {name for row in few.ranking for name in row.scores} == {"GBC"}
+
+
+def test_every_score_gives_figures_for_a_small_zoo(tmp_path):
+    choice = choose(pictures(), ZOO[:3], cache=Cache(tmp_path), budget=0.001, scores=every_score())
+    assert set(choice.ranking[0].scores) == set(every_score())
 
 
 def test_scores_decide_among_those_that_the_probe_cannot_tell_apart():
     def one(name, right, knn):
-        scores = {s: {"value": knn, "low": knn, "high": knn} for s in ("KNN", "LogME")}
-        return Forecast(name=name, measured={"scores": scores}, probed={"right": right}, gain=None)
+        measured = {"scores": {}, "deciding": {"KNN": knn, "LogME": knn}}
+        return Forecast(name=name, measured=measured, probed={"right": right}, gain=None)
 
     probed_best, scored_best = one("probed", [1.0] * 91 + [0.0] * 9, 0.5), one("scored", [1.0] * 90 + [0.0] * 10, 0.9)
     far = one("far", [1.0] * 40 + [0.0] * 60, 1.0)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 
 from headstart.core.validate import require
+from headstart.run.scores import DEFAULT, scores_named
 from headstart.run.settings import Reading
 
 from .fit import load
@@ -28,7 +29,9 @@ class Flags:
     reading: Reading = field(default_factory=Reading)
     zoo: str = "mini"
     """Where to start from: mini, mini:NAME, timm:NAME, hf:ORG/NAME, dir:PATH; commas join."""
-    budget: float = 0.15
+    scores: str = ",".join(DEFAULT)
+    """Transferability scores to show: commas join names, all shows every one. They do not change the order."""
+    budget: float = 0.1
     """What choosing may cost, as a share of fine-tuning every source."""
     seed: int = 0
     """Of the split and of everything random."""
@@ -49,12 +52,13 @@ def run(arguments: list[str], shell: Shell) -> int:
     from headstart.run.rank import choose
     from headstart.zoo.resolve import resolve
 
-    require(0 < flags.budget <= 1, "choose needs 0 < budget <= 1", flags.budget, "Pass a share such as 0.15.")
+    require(0 < flags.budget <= 1, "choose needs 0 < budget <= 1", flags.budget, "Pass a share such as 0.1.")
+    scores = scores_named(flags.scores)
     task = load(flags.target, flags.reading, flags.seed)
     sources, skipped = resolve(flags.zoo)
     shell.resume = "What is finished is in the cache; run the same command again to go on."
     choice = choose(task, sources, cache=Cache(device=flags.device), budget=flags.budget, seed=flags.seed,
-                    workers=flags.workers, skipped=skipped, progress=shell.progress)  # fmt: skip
+                    workers=flags.workers, scores=scores, skipped=skipped, progress=shell.progress)  # fmt: skip
     shell.stop()
     shell.say(json.dumps(choice.to_json(), indent=1) if flags.json else ranked(choice))
     return 0 if choice.best is not None else 1
@@ -62,7 +66,7 @@ def run(arguments: list[str], shell: Shell) -> int:
 
 def ranked(choice: Choice) -> str:
     """The ranking for a person: the answer, the table, what is left open."""
-    names = sorted({name for one in choice.ranking for name in one.scores})
+    names = list({name: None for one in choice.ranking for name in one.scores})
     rows = [
         (str(one.place), one.name, _estimate(one.predicted), one.basis, "close" if one.close else "",
          *(f"{one.scores[name].value:.3g}" if name in one.scores else "" for name in names))

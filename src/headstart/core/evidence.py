@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
+from .statistics import ClassStatistics
 from .stream import as_batch, each
 from .surgery import head_of
 from .taps import tapped
@@ -76,6 +77,13 @@ class Score(Protocol):
     """Evidence -> a number, higher is better, always a Python float."""
 
     def score(self, evidence: Evidence) -> float: ...
+
+
+@runtime_checkable
+class StatisticsScore(Score, Protocol):
+    """A score that needs no more than `ClassStatistics`, so it streams, adds over shards and resamples cheaply."""
+
+    def score_from(self, statistics: ClassStatistics) -> float: ...
 
 
 class SetScore(Protocol):

@@ -17,7 +17,7 @@ def choose(
     task: Task,
     zoo: str | Sequence[str | Source] = "mini",
     *,
-    budget: float = 0.15,
+    budget: float = 0.1,
     seed: int = 0,
     workers: Literal["here", "ray"] = "here",
     cache: Cache | None = None,

@@ -21,6 +21,7 @@ from .choice import Choice
 from .directory import RunDirectory
 from .prepared import prepare
 from .rank import choose
+from .scores import scores_named
 from .settings import Tuning
 from .trial import Trained, train
 
@@ -38,7 +39,7 @@ def chosen(
 ) -> tuple[dict[str, Source], Choice]:
     """The sources by name, and the ranking. Refuses when no source fits."""
     choice = choose(task, sources, cache=cache, budget=tuning.budget, seed=tuning.seed, workers=tuning.workers,
-                    skipped=skipped, progress=progress)  # fmt: skip
+                    scores=scores_named(tuning.scores), skipped=skipped, progress=progress)  # fmt: skip
     if choice.best is None:
         raise Refused(f"A run needs a source that fits the task; got none in {tuning.zoo}. {choice.reason} "
                       "Name another zoo, such as dir:PATH.")  # fmt: skip

@@ -13,7 +13,7 @@ Basis = Literal["closed form", "probe", "fine-tune"]
 
 @dataclass(frozen=True, kw_only=True)
 class Estimate:
-    """A figure and its 95 % interval."""
+    """A figure and its 90 % interval."""
 
     value: float
     low: float
@@ -27,7 +27,8 @@ class Ranked:
     Attributes:
         place: 1 is first.
         name: of the source.
-        predicted: accuracy on new data, after training on the task's labels, by the best route that was measured.
+        predicted: accuracy that the task's test will show (on endless new data, where there is no test) after training
+            on its labels by the best route that was measured. Fine-tuning to the end usually adds to a probe's.
         basis: what the prediction rests on: an exact leave-one-out ridge ("closed form"), cross-validated logistic
             regression ("probe"), or the probe plus what short fine-tunes gained on the same held-out folds.
         scores: each transferability score; a score that this source has no evidence for is absent.
@@ -102,7 +103,7 @@ class Choice:
         """The choice that `to_json` wrote.
 
         >>> nothing = Choice(task="t", seed=0, best=None, reason="-", ranking=(), skipped=(), agreement={}, stages=(),
-        ...                  budget=0.15, cost=0.0, seconds=0.0)
+        ...                  budget=0.1, cost=0.0, seconds=0.0)
         >>> Choice.from_json(nothing.to_json()) == nothing
         True
         """

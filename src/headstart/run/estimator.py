@@ -68,7 +68,7 @@ class HeadstartClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         *,
         routes: Sequence[str] = ("probe", "bayes", "lpft"),
         seed: int = 0,
-        budget: float = 0.15,
+        budget: float = 0.1,
         epochs: int = 10,
         batch_size: int = 32,
         folds: int = 5,

@@ -24,6 +24,7 @@ from .directory import RunDirectory, refuse_or_resume
 from .finish import Finished, finish
 from .predict import Predictor
 from .prepared import prepare
+from .scores import DEFAULT
 from .settings import ROUTES, Reading, Tuning, digest_of
 from .trial import Trained, Tried, attempt, best_of, holdout_of, train
 
@@ -63,7 +64,8 @@ def fit_task(
     out: str | Path | None = None,
     routes: Sequence[str] = ROUTES,
     seed: int = 0,
-    budget: float = 0.15,
+    scores: str = ",".join(DEFAULT),
+    budget: float = 0.1,
     epochs: int = 10,
     batch_size: int = 32,
     folds: int = 5,
@@ -82,6 +84,7 @@ def fit_task(
         out: a new directory for the model, the report and the records; None keeps nothing but the returned result.
         routes: what to try: "probe", "bayes", "lpft", "lora", "full".
         seed: of everything random here (the split has its own).
+        scores: transferability scores to show, names joined by commas; they do not change the order.
         budget: what choosing may cost, as a share of fine-tuning every source.
         epochs: passes over the labelled examples; at least 16 and at most 400 steps. The baselines get as many.
         batch_size: examples a step.
@@ -103,8 +106,8 @@ def fit_task(
     """
     names = zoo if isinstance(zoo, str) else ",".join(one if isinstance(one, str) else one.name for one in zoo)
     tuning = Tuning(
-        zoo=names, routes=tuple(routes), seed=seed, budget=budget, epochs=epochs, batch_size=batch_size, folds=folds,
-        augment=augment, workers=workers, device=device, allow=tuple(allow),
+        zoo=names, routes=tuple(routes), seed=seed, scores=scores, budget=budget, epochs=epochs,
+        batch_size=batch_size, folds=folds, augment=augment, workers=workers, device=device, allow=tuple(allow),
     )  # fmt: skip
     return run(task, zoo, tuning, Reading(), out=out, cache=cache, progress=progress)
 

@@ -11,10 +11,11 @@ import numpy as np
 
 from headstart.tasks import wilson
 
-from .bootstrap import Z
+from .bootstrap import Z90, Z95
 from .choice import Estimate, Ranked
 from .measure import estimate_of
 from .race import Gain
+from .scores import DECIDING
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,17 +54,26 @@ class Forecast:
         return min(1.0, float(self.right.mean()) + self.raised)
 
 
-def around(accuracy: float, n: int, error: float) -> Estimate:
-    """A predicted accuracy with a 95 % interval: Wilson's for n held-out examples, widened by the error of the gain.
+def around(accuracy: float, n: int, error: float, tested: int | None = None) -> Estimate:
+    """A predicted accuracy with a 90 % interval: Wilson's for n held-out examples, widened by the error of the gain.
+
+    Args:
+        accuracy: the prediction.
+        n: labelled examples it was measured on.
+        error: standard error of what fine-tuning is expected to add.
+        tested: examples of the test whose result is predicted; None for the accuracy on endless new data.
 
     >>> around(0.9, 100, 0.0)
-    Estimate(value=0.9, low=0.8256..., high=0.9447...)
+    Estimate(value=0.9, low=0.8396..., high=0.9392...)
+    >>> around(0.9, 100, 0.0, tested=100)
+    Estimate(value=0.9, low=0.8084..., high=0.9504...)
     """
-    low, high = wilson(accuracy * n, n)  # type: ignore[arg-type]  # a mean over repeats need not be whole
+    seen = n if tested is None else n * tested / (n + tested)  # the variance of a difference of two shares
+    low, high = wilson(accuracy * seen, seen, Z90)
     return Estimate(
         value=accuracy,
-        low=max(0.0, accuracy - math.hypot(accuracy - low, Z * error)),
-        high=min(1.0, accuracy + math.hypot(high - accuracy, Z * error)),
+        low=max(0.0, accuracy - math.hypot(accuracy - low, Z90 * error)),
+        high=min(1.0, accuracy + math.hypot(high - accuracy, Z90 * error)),
     )
 
 
@@ -106,9 +116,7 @@ def ordered(forecasts: Sequence[Forecast]) -> list[Forecast]:
     order = sorted(forecasts, key=lambda f: (-round(f.accuracy, 9), -(f.gain.mean if f.gain else 0.0), f.name))
     near = [f for f in order if is_close(order[0], f)]
     columns = [{f.name: round(f.accuracy, 9) for f in near}]
-    for score in ("KNN", "LogME"):
-        column = {f.name: f.measured["scores"][score]["value"] for f in near if score in f.measured["scores"]}
-        columns += [column] if len(column) == len(near) else []
+    columns += [{f.name: f.measured["deciding"][score] for f in near} for score in DECIDING]
     ranks = [ranks_of(column) for column in columns]
     behind = [f for f in order if not is_close(order[0], f)]
     return sorted(near, key=lambda f: sum(rank[f.name] for rank in ranks)) + behind
@@ -127,26 +135,26 @@ def ranks_of(column: Mapping[str, float]) -> dict[str, float]:
 def is_close(one: Forecast, other: Forecast) -> bool:
     """Whether `other` cannot be told from `one` at 95 %."""
     mean, error = difference(one, other)
-    return mean <= Z * error
+    return mean <= Z95 * error
 
 
-def ranking(forecasts: Sequence[Forecast], seed: int = 0) -> tuple[Ranked, ...]:
-    """The sources, best first, with what is known of each."""
+def ranking(forecasts: Sequence[Forecast], seed: int = 0, tested: int | None = None) -> tuple[Ranked, ...]:
+    """The sources, best first, with what is known of each; intervals are for a test of that many examples."""
     order = ordered(forecasts)
     firsts = first_places(order, seed) if order else {}
     rows = []
     for place, one in enumerate(order, 1):
         n, base = len(one.right), float(one.right.mean())
-        tuned = around(min(1.0, max(0.0, base + one.gain.mean)), n, one.gain.error) if one.gain else None
+        tuned = around(min(1.0, max(0.0, base + one.gain.mean)), n, one.gain.error, tested) if one.gain else None
         rows.append(
             Ranked(
                 place=place,
                 name=one.name,
                 sure=firsts[one.name],
-                predicted=around(one.accuracy, n, one.error),
+                predicted=around(one.accuracy, n, one.error, tested),
                 basis="fine-tune" if one.gain and one.raised else "probe" if one.probed else "closed form",
                 scores={name: estimate_of(score) for name, score in one.measured["scores"].items()},
-                probe=around(base, n, 0.0) if one.probed else None,
+                probe=around(base, n, 0.0, tested) if one.probed else None,
                 tuned=tuned,
                 close=place > 1 and is_close(order[0], one),
             )
@@ -157,4 +165,4 @@ def ranking(forecasts: Sequence[Forecast], seed: int = 0) -> tuple[Ranked, ...]:
 def labels_to_decide(one: Forecast, other: Forecast) -> int | None:
     """Labelled examples at which a difference of this size would be certain; None when there is no difference."""
     mean, error = difference(one, other)
-    return math.ceil(len(one.right) * (Z * error / mean) ** 2) if mean > 0 else None
+    return math.ceil(len(one.right) * (Z95 * error / mean) ** 2) if mean > 0 else None

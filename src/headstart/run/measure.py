@@ -10,12 +10,13 @@ import torch
 
 from headstart import __version__
 
-from .bootstrap import estimate, half_samples
+from .bootstrap import block_statistics, estimate, half_samples
 from .cache import Halted
 from .choice import Estimate
 from .extraction import reason
 from .keys import digest
 from .probe import STRENGTHS, closed_form, cross_validated
+from .scores import DECIDING, scores_named
 
 if TYPE_CHECKING:
     from headstart.core.evidence import Score
@@ -52,13 +53,6 @@ class Setting:
         }
 
 
-def default_scores() -> dict[str, Score]:
-    """The scores that `choose` shows, by name."""
-    from headstart.choose import GBC, KNN, LEEP, HScore, LogME
-
-    return {"LogME": LogME(), "HScore": HScore(), "KNN": KNN(), "GBC": GBC(), "LEEP": LEEP()}
-
-
 def measure(setting: Setting, source: Source) -> dict[str, Any]:
     """Scores with intervals and the leave-one-out ridge of one source; {"why": reason} when it cannot be used.
 
@@ -73,11 +67,13 @@ def measure(setting: Setting, source: Source) -> dict[str, Any]:
         return {"why": reason(error)}
     assert evidence.labels is not None
     halves = half_samples(evidence.labels, RESAMPLES, setting.seed)
-    found = {name: estimate(score, evidence, halves) for name, score in setting.scores.items()}
+    statistics = block_statistics(evidence, halves)
+    found = {name: estimate(score, evidence, halves, statistics) for name, score in setting.scores.items()}
     accuracy, right = closed_form(evidence.features, evidence.labels)
     n, d = evidence.features.shape
     return {
         "scores": {name: asdict(value) for name, value in found.items() if value is not None},
+        "deciding": {name: score.score(evidence) for name, score in scores_named(DECIDING).items()},
         "accuracy": accuracy,
         "right": right.int().tolist(),
         "operations": operations,

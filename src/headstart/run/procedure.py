@@ -19,6 +19,7 @@ from .race import Finalist, expected, race
 from .tune import FOLDS, Pull, full_steps, pull, training_cost
 
 if TYPE_CHECKING:
+    from headstart.tasks import Task
     from headstart.zoo import Source
 
 FINALISTS = 4
@@ -42,7 +43,7 @@ class Procedure:
     def measure(self, fitting: Sequence[Source]) -> None:
         """Stage 1: features, scores and the closed form of every source."""
         setting, began = self.setting, time.perf_counter()
-        keyed = [(s, setting.key("measure", s, scores=repr(dict(setting.scores)))) for s in fitting]
+        keyed = [(s, setting.key("scores", s, scores=repr(dict(setting.scores)))) for s in fitting]
         new = [source for source, key in keyed if setting.cache.find(key) is None]
         failed: list[Skipped] = []
         if new and self.here:
@@ -133,15 +134,15 @@ class Procedure:
         share, seconds = cost / max(1, self.whole), time.perf_counter() - began
         self.stages.append(Stage(name=name, sources=tuple(sources), cost=share, seconds=seconds, says=says))
 
-    def conclude(self, task: str, modality: str) -> Choice:
+    def conclude(self, task: Task) -> Choice:
         """The ranking, and how certain it is."""
-        rows = ranking(list(self.forecasts.values()), self.setting.seed)
+        rows = ranking(list(self.forecasts.values()), self.setting.seed, len(task.test) or None)
         close = tuple(row.name for row in rows if row.close)
         return Choice(
-            task=task,
+            task=task.name,
             seed=self.setting.seed,
             best=rows[0].name if rows else None,
-            reason=because(rows, self.skipped, modality),
+            reason=because(rows, self.skipped, task.modality),
             ranking=rows,
             skipped=tuple(self.skipped),
             agreement=agreement(self.figures()),

@@ -10,9 +10,10 @@ from headstart.zoo import Skipped
 
 from .cache import Cache, Progress
 from .choice import Choice
-from .measure import Setting, default_scores, sample
+from .measure import Setting, sample
 from .procedure import Procedure
 from .remote import Workers, crew
+from .scores import DEFAULT, scores_named
 
 if TYPE_CHECKING:
     from headstart.core.evidence import Score
@@ -25,7 +26,7 @@ def choose(
     sources: Sequence[Source],
     *,
     cache: Cache | None = None,
-    budget: float = 0.15,
+    budget: float = 0.1,
     seed: int = 0,
     rows: int = 1_000,
     workers: Workers = "here",
@@ -48,7 +49,7 @@ def choose(
         seed: of folds, resamples and fine-tunes.
         rows: labelled examples to use at most.
         workers: "here" or "ray"; the numbers are the same.
-        scores: the scores to show, by name; `default_scores()` by default.
+        scores: the scores to show, by name; those of `scores.DEFAULT` by default; they do not change the order.
         skipped: sources that were skipped before, to be carried along.
         progress: called with (what, done, of).
 
@@ -58,7 +59,7 @@ def choose(
     Raises:
         Refused: a budget outside (0, 1], a task without labelled examples, a disk that is full.
     """
-    require(0 < budget <= 1, "choose needs 0 < budget <= 1", budget, "Pass a share such as 0.15.")
+    require(0 < budget <= 1, "choose needs 0 < budget <= 1", budget, "Pass a share such as 0.1.")
     require(rows >= 10, "choose needs rows >= 10", rows, "Pass 100 or more.")
     unique = list({source.fingerprint + source.name: source for source in sources}.values())
     fitting = [source for source in unique if source.modality == task.modality]
@@ -69,7 +70,7 @@ def choose(
         examples=sample(task.train, rows, seed),
         classes=len(task.classes),
         seed=seed,
-        scores=default_scores() if scores is None else scores,
+        scores=scores_named(DEFAULT) if scores is None else scores,
     )
     run = Procedure(setting, crew(workers), workers == "here", budget, progress, [*skipped, *others])
     if fitting:
@@ -77,4 +78,4 @@ def choose(
     if run.forecasts:
         run.probe()
         run.race()
-    return run.conclude(task.name, task.modality)
+    return run.conclude(task)

@@ -120,7 +120,7 @@ def ranking(run: Finished) -> dict[str, Any]:
             "close": one.close, "sure": one.sure, "seconds": None,
         })  # fmt: skip
     return {
-        "scores": sorted({name for one in choice.ranking for name in one.scores}),
+        "scores": list({name: None for one in choice.ranking for name in one.scores}),
         "agreement": {"pairs": choice.agreement, "mean": mean_agreement(choice.agreement)},
         "rows": rows, "skipped": [asdict(one) for one in choice.skipped], "seconds": round(choice.seconds, 2),
         "reason": choice.reason, "decide": choice.decide, "close": list(choice.close),

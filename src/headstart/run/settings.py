@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin, get
 
 from headstart.core.validate import Refused, one_of, require
 
+from .scores import DEFAULT, scores_named
+
 if TYPE_CHECKING:
     from headstart.tasks import Task
 
@@ -64,7 +66,9 @@ class Tuning:
     """Ways to move the knowledge across that are tried: probe bayes lpft lora full."""
     seed: int = 0
     """Of the split and of everything random."""
-    budget: float = 0.15
+    scores: str = ",".join(DEFAULT)
+    """Transferability scores to show: commas join names, all shows every one. They do not change the order."""
+    budget: float = 0.1
     """What choosing may cost, as a share of fine-tuning every source."""
     epochs: int = 10
     """Passes over the labelled examples when tuning; the baselines get the same number of steps."""
@@ -90,9 +94,10 @@ class Tuning:
         require(bool(self.routes), "A run needs at least one route", "none", f"Choose from: {', '.join(ROUTES)}.")
         for route in self.routes:
             one_of("A route", route, ROUTES)
+        scores_named(self.scores)
         one_of("workers", self.workers, ["here", "ray"])
         one_of("device", self.device, ["auto", "cpu", "cuda"])
-        require(0 < self.budget <= 1, "budget must be a share above 0 and up to 1", self.budget, "Pass 0.15 or so.")
+        require(0 < self.budget <= 1, "budget must be a share above 0 and up to 1", self.budget, "Pass 0.1 or so.")
         for name, least in (("epochs", 1), ("batch_size", 2), ("folds", 2), ("seed", 0)):
             value = getattr(self, name)
             require(value >= least, f"{name} must be at least {least}", value, "Raise it.")

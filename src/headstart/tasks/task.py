@@ -18,7 +18,7 @@ from .examples import Examples
 from .found import Modality
 
 
-def wilson(right: int, n: int, z: float = 1.959963984540054) -> tuple[float, float]:
+def wilson(right: float, n: float, z: float = 1.959963984540054) -> tuple[float, float]:
     """The Wilson score interval (95 % by default) of a share of `right` in `n`; unlike p ± z·se it stays in [0, 1].
 
     >>> [round(end, 3) for end in wilson(9, 10)]

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
+from .scores import DEFAULT, scores_named
+
 if TYPE_CHECKING:
     from headstart.tasks import Task
     from headstart.zoo import Source
@@ -17,6 +19,7 @@ def choose(
     task: Task,
     zoo: str | Sequence[str | Source] = "mini",
     *,
+    scores: str = ",".join(DEFAULT),
     budget: float = 0.1,
     seed: int = 0,
     workers: Literal["here", "ray"] = "here",
@@ -28,6 +31,7 @@ def choose(
     Args:
         task: from `load_task`; only its labelled training examples are looked at.
         zoo: names joined by commas ("mini", "timm:resnet18", "hf:ORG/NAME", "dir:PATH"), or sources.
+        scores: transferability scores to show, names joined by commas, or "all"; they do not change the order.
         budget: what it may cost, as a share of fine-tuning every source.
         seed: of folds, resamples and fine-tunes.
         workers: "here", or "ray" for a cluster.
@@ -42,5 +46,5 @@ def choose(
     from .rank import choose as rank
 
     sources, skipped = resolve(zoo)
-    return rank(task, sources, cache=cache, budget=budget, seed=seed, workers=workers, skipped=skipped,
-                progress=progress)  # fmt: skip
+    return rank(task, sources, cache=cache, budget=budget, seed=seed, workers=workers,
+                scores=scores_named(scores), skipped=skipped, progress=progress)  # fmt: skip

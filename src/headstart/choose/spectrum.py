@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from headstart.core.evidence import classes_of
-from headstart.core.statistics import ClassStatistics
+from headstart.core.statistics import ClassStatistics, gram
 from headstart.core.validate import finite, require
 
 
@@ -35,7 +35,7 @@ class Spectrum:
         if len(features) >= features.shape[1]:
             return cls.from_statistics(ClassStatistics.of(features, labels, classes))
         x = features.double()
-        sigma, u = torch.linalg.eigh(x @ x.T)
+        sigma, u = torch.linalg.eigh(gram(x.T))
         kept = sigma > _rounding(sigma)
         onehot = torch.nn.functional.one_hot(labels, classes).double()
         return cls._of(sigma[kept], u.T[kept] @ onehot, onehot.sum(0))

@@ -54,7 +54,7 @@ class ClassStatistics:
         norms = squared.sum(1)
         zeros = x.new_zeros(classes, x.shape[1])
         return cls(
-            gram=x.T @ x,
+            gram=gram(x),
             sums=zeros.index_add(0, labels, x),
             squares=zeros.index_add(0, labels, squared),
             counts=torch.bincount(labels, minlength=classes).double(),
@@ -108,6 +108,20 @@ class ClassStatistics:
             cubes=self.cubes - 2 * gm - total * m + 2 * self.n * m2 * m,
             fourth=self.fourth - 4 * m @ self.cubes + 2 * m2 * total + 4 * m @ gm - 3 * self.n * m2.square(),
         )
+
+
+def gram(x: Tensor) -> Tensor:
+    """xᵀx (d, d) of x (n, d), without gradient.
+
+    Cost: O(n d²); on the CPU numpy sees that the product is symmetric and does half of it, which torch does not.
+
+    >>> gram(torch.tensor([[1.0, 2.0]])).tolist()
+    [[1.0, 2.0], [2.0, 4.0]]
+    """
+    if x.device.type != "cpu":
+        return x.T @ x
+    rows = x.detach().numpy()
+    return torch.from_numpy(rows.T @ rows)
 
 
 def diagonal_fisher(

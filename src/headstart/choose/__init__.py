@@ -4,5 +4,7 @@ from .gbc import GBC as GBC
 from .hscore import HScore as HScore
 from .knn import KNN as KNN
 from .leep import LEEP as LEEP
+from .linear_probe import LinearProbe as LinearProbe
 from .logme import LogME as LogME
+from .parc import PARC as PARC
 from .sfda import SFDA as SFDA

@@ -16,13 +16,16 @@ from headstart.core.validate import one_of, require
 from .attack import ATTACK
 from .every import EVERY
 from .merge_rule import MERGE_RULE
+from .sampler import SAMPLER
 from .score import SCORE
 from .subject import Check, Kind, Subject
 from .surgery import SURGERY
 from .tactic import CONTINUAL, TACTIC
 from .term import TERM
 
-KINDS: dict[str, Kind] = {kind.name: kind for kind in (SCORE, MERGE_RULE, SURGERY, TERM, TACTIC, CONTINUAL, ATTACK)}
+KINDS: dict[str, Kind] = {
+    kind.name: kind for kind in (SCORE, MERGE_RULE, SURGERY, TERM, TACTIC, CONTINUAL, ATTACK, SAMPLER)
+}
 
 
 def kind_of(method: Any) -> str:
@@ -46,13 +49,14 @@ def kind_of(method: Any) -> str:
             "merge rule": can("merge"),
             "surgery": can("apply", "fold") and not isinstance(method, nn.Module),
             "attack": can("perturb"),
+            "sampler": can("propose", "observe"),
             "continual": can("remember") and callable(method),
             "tactic": callable(method) and not can("remember") and not isinstance(method, nn.Module | type),
         }.items()
         if is_it
     ]
     require(len(found) == 1, "A method must have the protocol of one kind", f"{method!r} with {found or 'none'}",
-            "Give it score, merge, apply and fold, perturb or __call__(plan), or pass kind=.")  # fmt: skip
+            "Give it score, merge, apply and fold, perturb, propose and observe, __call__(plan) or kind=.")  # fmt: skip
     return found[0]
 
 
@@ -88,13 +92,15 @@ def contract(
     minimum: float = 0.0,
     teachers: Sequence[nn.Module] = (),
     at_layer: Callable[[str], Any] | None = None,
+    results: Callable[[Any, Any], Any] | None = None,
     refuses: Sequence[Callable[[], Any]] = (),
 ) -> Callable[..., None]:
     """A parametrised test, one case for each check: `test_contract = contract(Ties(density=0.2))`.
 
     Args:
         method: an instance, or a function without arguments that makes one (terms that hold teachers or data).
-        kind: score, merge rule, surgery, term, tactic, continual or attack; recognised from the protocol by default.
+        kind: score, merge rule, surgery, term, tactic, continual, attack or sampler; by default recognised from the
+            protocol.
         known_failures: {name of check: reason}; such a check must fail, and the reason is shown.
         model: makes the model to work on (surgery, term, tactic, attack); by default a small perceptron for digits,
             x (n, 1, 8, 8) -> (n, 10).
@@ -109,6 +115,7 @@ def contract(
         minimum: of a term, its value there.
         teachers: of a term, modules no gradient may reach.
         at_layer: of a term that taps layers, name of a layer -> the term.
+        results: of a sampler, (tasks, indices of those trained) -> what it observes; by default one number a task.
         refuses: calls that must raise `Refused`, such as `lambda: Ties(density=2)`.
 
     Raises:
@@ -123,7 +130,7 @@ def contract(
     subject = Subject(
         make=make, kind=KINDS[kind], model=model, batch=batch, needs=tuple(needs), invariant=tuple(invariant),
         reference=reference, streamed=streamed, starts_same=starts_same, trainable=trainable, optimum=optimum,
-        minimum=minimum, teachers=tuple(teachers), at_layer=at_layer, refuses=tuple(refuses),
+        minimum=minimum, teachers=tuple(teachers), at_layer=at_layer, results=results, refuses=tuple(refuses),
     )  # fmt: skip
     checks = checks_of(subject)
     failing = dict(known_failures or {})

@@ -34,6 +34,7 @@ class Subject:
     minimum: float = 0.0
     teachers: tuple[nn.Module, ...] = ()
     at_layer: Callable[[str], Any] | None = None
+    results: Callable[[Any, Any], Any] | None = None
     refuses: tuple[Callable[[], Any], ...] = ()
 
     @property

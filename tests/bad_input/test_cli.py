@@ -59,6 +59,7 @@ def private(tmp_path, monkeypatch):
         (["zoo", "build"], "needs --out"),
         (["claims", "check", "ties-mergin"], "Did you mean 'ties-merging'?"),
         (["claims", "check"], "SLUGs or --all"),
+        (["claims", "check", "ewc", "--data", "x"], "reads the user's data"),
         (["cite", "loar"], "Did you mean 'lora'?"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",

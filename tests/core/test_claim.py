@@ -79,3 +79,12 @@ def test_check_runs_each_seed_once_and_the_record_is_json(tmp_path: Path) -> Non
     assert [len(v["arms"]["new"]) for v in read["verdicts"]] == [2, 3]
     assert {"python", "torch", "numpy"} <= read["versions"].keys()
     assert read["paper"]["title"] == "Title"
+
+
+def test_data_reaches_a_claim_that_takes_it_and_no_other() -> None:
+    taking = module()
+    taking.run = lambda seed, data=None: runs([0.2 if data == "mine" else 0.1])[0]  # type: ignore[attr-defined]
+    assert check(taking, data="mine")["verdicts"][0]["difference"] == pytest.approx(0.2)  # type: ignore[index]
+    assert check(taking)["verdicts"][0]["difference"] == pytest.approx(0.1)  # type: ignore[index]
+    with pytest.raises(Refused, match="two_words"):
+        check(module(), data="mine")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from statistics import fmean
 from typing import Annotated, Any
 
 import tyro
@@ -25,6 +26,8 @@ class Flags:
     """Claims; all of them for list."""
     all: bool = False
     """For check: every claim."""
+    data: str | None = None
+    """For check, of a claim that is a recipe for your own data: a folder, for instance."""
     out: Path | None = None
     """For check: keep the records in this folder as SLUG.json."""
     quiet: bool = False
@@ -54,9 +57,11 @@ def _check(slugs: list[str], flags: Flags, shell: Shell) -> int:
 
     failed = 0
     for slug in slugs:
-        record = check(load_claim(slug), progress=partial(shell.progress, slug))
+        record = check(load_claim(slug), partial(shell.progress, slug), data=flags.data)
         shell.stop()
         rows = rows_of(slug, record)
+        if flags.data is not None:
+            shell.say(measured(record) + "\n")
         failed += sum(row[1].startswith("failed") for row in rows)
         shell.say("\n".join(f"{slug}: {row[1]}, {row[2]}, {row[3]} s: {row[4]}" for row in rows))
         if flags.out is not None:
@@ -73,6 +78,24 @@ def listed(slug: str) -> list[tuple[str, str, str, str, str]]:
     if record is None:
         return [(slug, "not run", "", "", claim.says) for claim in load_claim(slug).CLAIMS]
     return rows_of(slug, record)
+
+
+def measured(record: dict[str, Any]) -> str:
+    """What every arm reached, as means over the runs.
+
+    >>> print(measured({"runs": [{"a": {"x": 1.0}}, {"a": {"x": 2.0}, "b": {"y": 3.0}}]}))
+       x    y
+    a  1.5
+    b       3
+    """
+    found: dict[str, dict[str, list[float]]] = {}
+    for run in record["runs"]:
+        for arm, metrics in run.items():
+            for metric, value in metrics.items():
+                found.setdefault(arm, {}).setdefault(metric, []).append(value)
+    metrics = list({metric: None for arm in found.values() for metric in arm})
+    rows = [(arm, *(f"{fmean(of[m]):.4g}" if m in of else "" for m in metrics)) for arm, of in found.items()]
+    return table(rows, ("", *metrics))
 
 
 def rows_of(slug: str, record: dict[str, Any]) -> list[tuple[str, str, str, str, str]]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import math
 import platform
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from types import ModuleType
@@ -72,21 +74,32 @@ def judge(claim: Claim, runs: list[Mapping[str, Mapping[str, float]]]) -> Verdic
     )
 
 
-def check(module: ModuleType, progress: Callable[[int, int], None] | None = None) -> dict[str, object]:
+def check(
+    module: ModuleType, progress: Callable[[int, int], None] | None = None, *, data: str | None = None
+) -> dict[str, object]:
     """Run a claim module over its seeds and return the record that is published.
 
     Args:
         module: has PAPER, CLAIMS (a tuple of `Claim`) and run(seed) -> {arm: {metric: value}}; may have NOTE, the
-            reason found for a claim that fails.
+            reason found for a claim that fails. A recipe that users run on their own data is run(seed, data=None).
         progress: called with (seeds done, seeds in all).
+        data: the user's own data, as the claim wants it: a folder, for instance.
+
+    Raises:
+        Refused: data for a claim that makes its own.
 
     Cost: max seeds of the claims times one `run`.
     """
+    run = module.run
+    if data is not None:
+        require("data" in inspect.signature(run).parameters, "data= needs a claim that reads the user's data",
+                module.__name__.rsplit(".", 1)[1], "Leave data= away.")  # fmt: skip
+        run = partial(run, data=data)
     seeds = max(claim.seeds for claim in module.CLAIMS)
     began = time.perf_counter()
     runs = []
     for seed in range(seeds):
-        runs.append(module.run(seed))
+        runs.append(run(seed))
         if progress:
             progress(seed + 1, seeds)
     verdicts = [judge(claim, runs[: claim.seeds]) for claim in module.CLAIMS]

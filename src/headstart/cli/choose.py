@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 
 from headstart.core.validate import require
+from headstart.run.results import mean_agreement
 from headstart.run.scores import DEFAULT, scores_named
 from headstart.run.settings import Reading
 
@@ -75,6 +76,9 @@ def ranked(choice: Choice) -> str:
     lines = [choice.reason, ""]
     if rows:
         lines += [table(rows, ("", "source", "predicted accuracy", "from", "", *names)), ""]
+    agreed = mean_agreement(choice.agreement)
+    if agreed is not None:
+        lines.append(f"scores   agree with each other to {agreed:.2f} (Kendall's tau, weighted towards the top)")
     lines += [f"skipped  {one.name}: {one.why}" for one in choice.skipped]
     lines.append(
         f"cost     {choice.cost:.1%} of fine-tuning every source (budget {choice.budget:.0%}), {choice.seconds:.1f} s"

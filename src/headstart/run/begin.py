@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -25,7 +24,6 @@ from .scores import scores_named
 from .settings import Tuning
 from .trial import Trained, train
 
-SMALL = 2_000_000  # parameters
 SPARE = 2_000  # unlabelled examples that are learnt from at most
 
 
@@ -44,22 +42,6 @@ def chosen(
         raise Refused(f"A run needs a source that fits the task; got none in {tuning.zoo}. {choice.reason} "
                       "Name another zoo, such as dir:PATH.")  # fmt: skip
     return {source.name: source for source in sources}, choice
-
-
-@contextmanager
-def threads_for(sources: Sequence[Source]) -> Iterator[None]:
-    """One thread while all sources are small, the caller's number again afterwards.
-
-    A small network gains next to nothing from a second thread, loses a factor of ten where another process is busy,
-    and its numbers would depend on the number of cores.
-    """
-    before = torch.get_num_threads()
-    if all((source.facts.get("parameters") or SMALL) < SMALL for source in sources):
-        torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def start_of(task: Task, source: Source, tuning: Tuning, cache: Cache) -> routes.Start:

@@ -21,12 +21,13 @@ from headstart.tasks.found import Modality
 from headstart.tasks.task import Seal
 from headstart.zoo.resolve import resolve
 
-from .begin import chosen, start_of, threads_for
+from .begin import chosen, start_of
 from .cache import Cache
 from .directory import RunDirectory
 from .fit import tuned
 from .predict import Predictor, raw_inputs
 from .settings import Tuning
+from .threads import threads_for
 
 if TYPE_CHECKING:
     from headstart.zoo import Source

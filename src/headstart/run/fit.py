@@ -17,7 +17,7 @@ from headstart.zoo import Source
 from headstart.zoo.resolve import resolve
 
 from . import routes as ways
-from .begin import audited_before, baselines, chosen, start_of, threads_for
+from .begin import audited_before, baselines, chosen, start_of
 from .cache import Cache, Progress
 from .clock import Clock, now
 from .directory import RunDirectory, refuse_or_resume
@@ -26,6 +26,7 @@ from .predict import Predictor
 from .prepared import prepare
 from .scores import DEFAULT
 from .settings import ROUTES, Reading, Tuning, digest_of
+from .threads import threads_for
 from .trial import Trained, Tried, attempt, best_of, holdout_of, train
 
 if TYPE_CHECKING:

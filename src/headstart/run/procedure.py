@@ -191,7 +191,8 @@ def because(rows: Sequence[Ranked], skipped: Sequence[Skipped], modality: str) -
         return f"No source fits this kind of data ({modality}).{failed}"
     best = rows[0]
     figure = f"{best.predicted.value:.0%} ({best.predicted.low:.0%} to {best.predicted.high:.0%})"
-    close = [row.name for row in rows if row.close]
-    doubt = f"; {len(close)} other{'s' * (len(close) > 1)} cannot be told from it" if close else ""
-    ahead = "is ahead on all evidence, with a" if close else "has the best"
-    return f"{best.name} {ahead} predicted accuracy of {figure}, by {best.basis}{doubt}."
+    close = sum(row.close for row in rows)
+    if close:
+        return (f"Too close to call: {best.name} is ahead on all evidence, with a predicted accuracy of {figure} by "
+                f"{best.basis}; {close} other{'s' * (close > 1)} cannot be told from it.")  # fmt: skip
+    return f"{best.name} has the best predicted accuracy of {figure}, by {best.basis}."

@@ -14,6 +14,7 @@ from .measure import Setting, sample
 from .procedure import Procedure
 from .remote import Workers, crew
 from .scores import DEFAULT, scores_named
+from .threads import threads_for
 
 if TYPE_CHECKING:
     from headstart.core.evidence import Score
@@ -73,9 +74,10 @@ def choose(
         scores=scores_named(DEFAULT) if scores is None else scores,
     )
     run = Procedure(setting, crew(workers), workers == "here", budget, progress, [*skipped, *others])
-    if fitting:
-        run.measure(fitting)
-    if run.forecasts:
-        run.probe()
-        run.race()
-    return run.conclude(task)
+    with threads_for(fitting):
+        if fitting:
+            run.measure(fitting)
+        if run.forecasts:
+            run.probe()
+            run.race()
+        return run.conclude(task)

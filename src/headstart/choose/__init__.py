@@ -6,5 +6,7 @@ from .knn import KNN as KNN
 from .leep import LEEP as LEEP
 from .linear_probe import LinearProbe as LinearProbe
 from .logme import LogME as LogME
+from .mbtl import MBTL as MBTL
 from .parc import PARC as PARC
 from .sfda import SFDA as SFDA
+from .transfer_score import TransferScore as TransferScore

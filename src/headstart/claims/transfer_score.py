@@ -39,8 +39,8 @@ CLAIMS = (
 )  # fmt: skip
 NOTE = (
     "Here the information carries the score: alone it orders the checkpoints slightly better on every seed. Uniformity "
-    "points the wrong way, as the heads of collapsed runs (MMD 3, entropy 0.3 and 3) spread most evenly. C-Entropy fails "
-    "by those runs: over the 20 checkpoints of the other four, on one seed looked at beside the record (10), it "
+    "points the wrong way, as the heads of collapsed runs (MMD 3, entropy 0.3 and 3) spread most evenly. C-Entropy "
+    "fails by those runs: over the 20 checkpoints of the other four, on one seed looked at beside the record (10), it "
     "correlates by 0.92 and the score by 0.97."
 )
 EPOCHS, STEPS = 5, 60

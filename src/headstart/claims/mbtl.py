@@ -1,4 +1,4 @@
-"""Choosing sources by a model of transfer: on the family it assumes, and on gymnasium's pendulum with varied physics."""
+"""Choosing sources by a model of transfer: on the family it assumes, and on pendulums with varied physics."""
 
 from __future__ import annotations
 
@@ -45,7 +45,16 @@ CLAIMS = (
         WEIGHT, "bisection", "Pendulum-v1 with gravity of 2.5 to 25 at equal weight: MBTL is above nested bisection."
     ),
 )
-NOTE = ""
+NOTE = (
+    "On pendulums MBTL is no better than random sources: ahead on 4 of 8 seeds (mass) and 5 of 8 (gravity at equal "
+    "weight), by 0.002 and 0.001 on average, with intervals ten times as wide; two claims hold by that much only. The "
+    "reason is measured: a line explains 0.89 of the spread of the gap in the linear family, but 0.19 and 0.18 here. "
+    "With mass, performance falls to one side only (one-sidedness 0.71). With gravity at equal weight it falls to both "
+    "(0.07), but policies a few contexts apart differ by the luck of their training (0.64 and 0.91 on one seed) more "
+    "than by distance. Greedy choice on the true matrix is 0.06 and 0.10 above random, so there is something to gain. "
+    "Check the gap first (gap_linearity). On two seeds each, other ranges of gravity, mass and length reached at most "
+    "0.38 of the spread."
+)
 CONTEXTS = 20
 
 
@@ -56,7 +65,8 @@ def linear(seed: int, n: int = 50) -> Tensor:
     kernel = (-0.5 * ((x[:, None] - x) / 0.12).square()).exp() + 1e-6 * torch.eye(n, dtype=torch.float64)
     own = 0.8 + 0.25 * torch.linalg.cholesky(kernel) @ torch.randn(n, generator=g, dtype=torch.float64)
     noise = 0.03 * torch.randn(n, n, generator=g, dtype=torch.float64)
-    return (own.clamp(0, 1)[:, None] - 0.6 * (x[:, None] - x).abs() + noise).clamp(0, 1)
+    matrix: Tensor = own.clamp(0, 1)[:, None] - 0.6 * (x[:, None] - x).abs() + noise
+    return matrix.clamp(0, 1)
 
 
 def pendulums(where: str) -> control.Pendulums:
@@ -71,14 +81,14 @@ def pendulums(where: str) -> control.Pendulums:
 def swings(where: str, seed: int) -> Tensor:
     """How well a policy trained on each pendulum does on each: mean reward of a step, -10 to 0 scaled to [0, 1]."""
     physics = pendulums(where)
-    policies = control.train(physics, seed=seed)
+    policies = control.train(physics, seed=seed, rounds=24)
     begin = control.starts(20, torch.Generator().manual_seed(1000 + seed))
     return (1 + control.returns(policies[:, None], physics, begin) / 10).clamp(0, 1).double()
 
 
 def run(seed: int) -> dict[str, dict[str, float]]:
     """The area under the curve of ten picks of fifty, and of eight picks of twenty pendulums."""
-    arms: dict[str, dict[str, float]] = {"six of eight": {f"above random, {LINEAR}": 0.751}}
+    arms: dict[str, dict[str, float]] = {"six of eight": {f"above random, {LINEAR}": 0.75}}
     for where, matrix, budget in (
         (LINEAR, linear(seed), 10), (MASS, swings(MASS, seed), 8), (WEIGHT, swings(WEIGHT, seed), 8),
     ):  # fmt: skip

@@ -6,15 +6,21 @@ import numpy as np
 import pytest
 
 from headstart.tasks import EMBEDDED, load_task, wilson
+from headstart.tasks.patches import photo
 from headstart.tasks.read import Reading, read
 
 SHAPES = {
     "breast-cancer": (569, 2, (30,)),
+    "damage": (381, 5, (32, 32, 3)),
     "digits": (1797, 10, (8, 8, 3)),
     "faces": (200, 2, (25, 25, 3)),
     "glyphs": (1040, 26, (32, 32, 3)),
+    "greek": (960, 24, (32, 32, 3)),
+    "scenes": (269, 5, (32, 32, 3)),
     "textures": (192, 3, (64, 64, 3)),
     "tissue": (217, 2, (32, 32, 3)),
+    "typefaces": (600, 5, (32, 32, 3)),
+    "vessels": (253, 2, (32, 32, 3)),
     "wine": (178, 3, (13,)),
 }
 
@@ -46,7 +52,9 @@ def test_digits_keep_every_grey_level() -> None:
     assert np.array_equal(found.labels, load_digits().target)
 
 
-@pytest.mark.parametrize(("name", "block"), [("textures", 128), ("tissue", 64)])
+@pytest.mark.parametrize(("name", "block"), [
+    ("textures", 128), ("tissue", 64), ("vessels", 64), ("damage", 64), ("scenes", 64),
+])  # fmt: skip
 def test_patches_of_one_region_stay_on_one_side(name: str, block: int) -> None:
     for seed in range(3):
         task = load_task(name, seed=seed)
@@ -89,3 +97,42 @@ def test_an_embedded_name_takes_no_column() -> None:
 
     with pytest.raises(Refused, match="have no columns; got label_column"):
         load_task("wine", label_column="x")
+
+
+def test_damage_is_what_its_label_says() -> None:
+    found, _, _ = read("damage", Reading())
+    astronaut = photo("astronaut.png")
+    for i, name in enumerate(found.names):
+        word, _, at = name.partition("@")
+        y, x = map(int, at.split(","))
+        if word != "astronaut":
+            continue
+        before, after = astronaut[y : y + 32, x : x + 32].astype(float), found.inputs[i].astype(float)
+        rough = [np.abs(np.diff(v, axis=0)).mean() for v in (before, after)]
+        match found.classes[found.labels[i]]:
+            case "none":
+                assert np.array_equal(before, after)
+            case "blurred":
+                assert rough[1] < rough[0]
+            case "noisy":
+                assert 3 < (after - before).std() < 30
+            case "faded":
+                assert 0.25 < after.std() / before.std() < 0.7
+            case "blocky":
+                assert not np.array_equal(before, after)
+
+
+def test_patches_of_scenes_and_vessels_have_one_mean_and_spread() -> None:
+    for name in ("scenes", "vessels"):
+        found, _, _ = read(name, Reading())
+        pixels = np.stack([found.inputs[i] for i in range(len(found.labels))]).astype(float)
+        assert np.array_equal(pixels[..., 0], pixels[..., 2])
+        assert np.abs(np.median(pixels.mean((1, 2, 3))) - 128) < 1  # a few have edges that are clipped
+        assert np.abs(np.median(pixels.std((1, 2, 3))) - 48) < 1
+
+
+def test_vessels_are_darker_along_a_line_than_their_patch() -> None:
+    found, _, _ = read("vessels", Reading())
+    pixels = np.stack([found.inputs[i][..., 0] for i in range(len(found.labels))]).astype(float)
+    darkest = np.quantile(pixels, 0.02, axis=(1, 2))
+    assert darkest[found.labels == 1].mean() < darkest[found.labels == 0].mean()

@@ -86,7 +86,14 @@ def render(
         repr(classes),
         f"Pass a name of {sorted(CLASSES)} or characters from {CLASSES['all']!r}.",
     )
-    atlas, pens = _atlas(characters, FONTS[fonts])
+    return drawn(characters, FONTS[fonts], count, seed, size=size, low_resolution=low_resolution)
+
+
+def drawn(
+    characters: str, fonts: tuple[str, ...], count: int, seed: int, *, size: int = 32, low_resolution: float = 0.6
+) -> Pictures:
+    """`render` for any characters that all of the named fonts have, such as Greek letters."""
+    atlas, pens = _atlas(characters, fonts)
     rng = np.random.default_rng([seed, 1])
     labels = np.arange(count) % len(characters)
     parts = [

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from headstart.core.evidence import Evidence, classes_of
 from headstart.core.paper import Paper
+from headstart.core.statistics import gram
 from headstart.core.validate import require
 
 PAPER = Paper(
@@ -77,16 +78,20 @@ class SFDA:
             axes, x = torch.linalg.qr(x.T)
             x, start = x.T, axes.sum(0)
         share = torch.bincount(labels).double() / len(x)
-        onehot = torch.nn.functional.one_hot(labels, classes).double()
-        means = onehot.T @ x / (len(x) * share[:, None])  # (c, d)
-        within = x - means[labels]
-        largest = _largest(within.T @ within / len(x), start, self.exact)
-        shrink = max(math.exp(-self.strength * largest), 1e-10)
-
-        sure = _discriminant(x, labels, share, shrink, d).softmax(1).gather(1, labels[:, None])  # softmax of softmax
-        others = (means.sum(0) - means) / (classes - 1)
+        spread = _spread(x, labels, share)
+        shrink = max(math.exp(-self.strength * _largest(spread[2], start, self.exact)), 1e-10)
+        sure = _discriminant(x, *spread, share, shrink, d).softmax(1).gather(1, labels[:, None])  # softmax of softmax
+        others = (spread[0].sum(0) - spread[0]) / (classes - 1)
         mixed = sure * x + (1 - sure) * others[labels]
-        return float(_discriminant(mixed, labels, share, shrink, d).gather(1, labels[:, None]).mean())
+        final = _discriminant(mixed, *_spread(mixed, labels, share), share, shrink, d)
+        return float(final.gather(1, labels[:, None]).mean())
+
+
+def _spread(x: Tensor, labels: Tensor, share: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Means (c, d) of the classes, examples (n, d) about them, and the covariance (d, d) of those."""
+    means = x.new_zeros(len(share), x.shape[1]).index_add(0, labels, x) / (len(x) * share[:, None])
+    within = x - means[labels]
+    return means, within, gram(within) / len(x)
 
 
 def _largest(covariance: Tensor, start: Tensor, exact: bool) -> float:
@@ -100,19 +105,19 @@ def _largest(covariance: Tensor, start: Tensor, exact: bool) -> float:
     return float((covariance @ v).norm())
 
 
-def _discriminant(x: Tensor, labels: Tensor, share: Tensor, shrink: float, d: int) -> Tensor:
+def _discriminant(
+    x: Tensor, means: Tensor, within: Tensor, covariance: Tensor, share: Tensor, shrink: float, d: int
+) -> Tensor:
     """Class probabilities (n, c) from Gaussians of one covariance, shrunk; `d` counts the features it is of."""
-    means = x.new_zeros(len(share), x.shape[1]).index_add(0, labels, x) / (len(x) * share[:, None])
-    within = (x - means[labels]) * ((1 - shrink) / len(x)) ** 0.5
-    variance = float((x - means[labels]).square().sum()) / len(x) / d
     least = 1e-25 * float(x.square().mean())  # classes that are points: the limit of ever smaller spread
-    ridge = shrink * (max(variance, least) or 1.0)
+    ridge = shrink * (max(float(covariance.trace()) / d, least) or 1.0)
     eye = torch.eye(x.shape[1], dtype=x.dtype, device=x.device)
-    factor, failed = torch.linalg.cholesky_ex(within.T @ within + ridge * eye, upper=True)
+    factor, failed = torch.linalg.cholesky_ex((1 - shrink) * covariance + ridge * eye, upper=True)
     sides = factor.diagonal()
     if bool(failed) or float(sides.min()) < 1e-3 * float(sides.max()):  # nearly singular: its square costs digits
-        factor = torch.linalg.qr(torch.cat([within, ridge**0.5 * eye]), mode="r").R
-    white = torch.linalg.solve_triangular(factor, torch.cat([x, means]), upper=True, left=False)
-    z, centres = white[: len(x)], white[len(x) :]  # within-class covariance I
-    logits: Tensor = z @ centres.T - centres.square().sum(1) / 2 + share.log()
+        rows = torch.cat([within * ((1 - shrink) / len(x)) ** 0.5, ridge**0.5 * eye])
+        factor = torch.linalg.qr(rows, mode="r").R
+    white = torch.linalg.solve_triangular(factor, means, upper=True, left=False)
+    coefficients = torch.linalg.solve_triangular(factor.T, white, upper=False, left=False)
+    logits: Tensor = x @ coefficients.T - white.square().sum(1) / 2 + share.log()
     return logits.softmax(1)

@@ -43,7 +43,7 @@ CLAIMS = tuple(
     for name in ("LogME", "HScore", "SFDA", "PARC", "KNN", "GBC")
 )
 NOTE = (
-    "SFDA, which the card's rule (0.2 or less) falsifies, and GBC fail through the scale of the features. Untrained "
+    "SFDA and GBC fail (SFDA below even 0.2, which counts as falsified) through the scale of the features. Untrained "
     "models have class variances near 4e-6, trained ones of 0.01 to 0.2. SFDA's shrinkage exp(-5 eigenvalue) is then "
     "0.9995 for them and below 0.003 for models trained on labels, and it calls the less shrunken surer; GBC's floor "
     "of 1e-4 takes untrained classes to overlap (-65; -0.3 without the floor). On features divided by their spread SFDA "

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import warnings
 from collections import defaultdict
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -20,7 +19,7 @@ from headstart.core.plan import CrossEntropy, On, Plan, Step, Term, Weighted, ad
 from headstart.core.rng import seeded
 from headstart.core.stream import Batches, Parts
 from headstart.testing.material import digits
-from headstart.worlds.glyphs import FONTS
+from headstart.worlds import glyphs
 
 CLAIMS = (
     Claim(
@@ -81,7 +80,7 @@ RUNS: tuple[tuple[float, Term], ...] = (  # weight and loss; the first is the so
 
 def run(seed: int) -> dict[str, dict[str, float]]:
     """Seven runs of five epochs of 60 steps (64 source and 64 target digits a step, AdamW 1e-3), each epoch scored."""
-    (xs, ys), (xt, yt) = fonts(seed), digits()
+    (xs, ys), (xt, yt) = glyphs.boxed(1200, seed), digits()
     with seeded(seed):
         model = nn.Sequential(
             nn.Conv2d(1, 16, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(16, 32, 3, padding=1), nn.ReLU(),
@@ -123,22 +122,3 @@ def _judged(scores: list[float], accuracy: list[float], best: float) -> dict[str
     correlation, picked = float(spearmanr(scores, accuracy).statistic), accuracy[scores.index(max(scores))]
     reached = {"correlation of 0.8 reached": correlation >= 0.8, "pick within 0.05 of the best": picked >= best - 0.05}
     return {"correlation": correlation, "accuracy": picked} | {name: float(yes) for name, yes in reached.items()}
-
-
-def fonts(seed: int) -> tuple[Tensor, Tensor]:
-    """1,200 digits in 14 fonts, sheared by up to 0.3, fitted to the frame as UCI did, averaged to 8x8, and noise."""
-    import matplotlib
-    from PIL import Image, ImageDraw, ImageFont
-
-    folder = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
-    faces = [ImageFont.truetype(str(folder / f"{name}.ttf"), 48) for name in FONTS["train"]]
-    rng, labels, pictures = np.random.default_rng(seed), torch.arange(1200) % 10, []
-    for label in labels.tolist():
-        page = Image.new("L", (128, 128))
-        ImageDraw.Draw(page).text((64, 64), str(label), fill=255, font=faces[rng.integers(len(faces))], anchor="mm")
-        shear = rng.uniform(-0.3, 0.3)
-        across = (1, shear, -64 * shear, 0, 1, 0)
-        page = page.transform(page.size, Image.Transform.AFFINE, across, Image.Resampling.BILINEAR)
-        small = page.crop(page.getbbox()).resize((8, 8), Image.Resampling.BOX)
-        pictures.append(np.asarray(small, np.float32) / 255 + rng.normal(0, 0.1, (8, 8)))
-    return torch.tensor(np.stack(pictures), dtype=torch.float32)[:, None].clamp(0, 1), labels

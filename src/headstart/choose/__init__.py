@@ -7,6 +7,7 @@ from .leep import LEEP as LEEP
 from .linear_probe import LinearProbe as LinearProbe
 from .logme import LogME as LogME
 from .mbtl import MBTL as MBTL
+from .mpts import MPTS as MPTS
 from .parc import PARC as PARC
 from .sfda import SFDA as SFDA
 from .transfer_score import TransferScore as TransferScore

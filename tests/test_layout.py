@@ -21,6 +21,7 @@ LOOP = "core/loop.py"
 ASCENT = "core/ascent.py"
 INNER_SOLVERS = {
     ASCENT: "the one attack loop",
+    "choose/risk_learner.py": "three Adam steps a round on 3,000 weights; their state belongs to the sampler's state",
     "testing/term.py": "compares gradients with differences, trains nothing",
 }
 """Files that may call autograd.grad in a loop or for themselves, each with its reason."""

@@ -12,7 +12,6 @@ from torch import nn
 from headstart.claims import model_selection as study
 from headstart.claims import riceleafbd
 from headstart.core.claim import check
-from headstart.core.stream import Batches
 from headstart.core.surgery import freeze, with_head
 from headstart.core.validate import Refused
 from headstart.tasks import load_task, wilson
@@ -128,9 +127,3 @@ def test_the_split_is_stratified_and_the_same_for_a_seed():
         share = part.labels.bincount().double() / len(part)
         assert (share - 0.1).abs().max() < 0.01
     assert task.train.names == load_task("digits", test_share=0.15, validation_share=0.15, seed=3).train.names
-
-
-def test_batches_are_what_both_forms_of_phase_one_see():
-    x = torch.arange(6.0)[:, None]
-    first, second = (next(iter(Batches(x=v, y=torch.arange(6), batch_size=3, seed=1))).y for v in (x, x * 2))
-    assert torch.equal(first, second)

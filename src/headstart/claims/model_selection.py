@@ -134,7 +134,7 @@ def frozen_norms(model: nn.Module) -> nn.Module:
         assert isinstance(old, nn.BatchNorm2d)
         new = FrozenNorm(old.num_features, eps=old.eps).to(old.weight)
         new.load_state_dict(old.state_dict())
-        return new.eval()
+        return new.requires_grad_(old.weight.requires_grad).eval()
 
     return replace_layers(model, [n for n, m in model.named_modules() if type(m) is nn.BatchNorm2d], make)
 

@@ -32,7 +32,7 @@ def with_methods(*names: str) -> object:
 @pytest.mark.parametrize(
     ("method", "kind"),
     [
-        (with_methods("score"), "score"), (with_methods("merge"), "merge rule"), (Thin(), "surgery"),
+        (with_methods("score"), "score"), (with_methods("score_set"), "set score"), (with_methods("merge"), "merge rule"), (Thin(), "surgery"),
         (with_methods("perturb"), "attack"), (with_methods("propose", "observe"), "sampler"), (CrossEntropy(), "term"), (lambda plan: plan, "tactic"),
         (with_methods("__call__"), "tactic"), (with_methods("__call__", "remember"), "continual"),
     ],

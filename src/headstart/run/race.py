@@ -14,7 +14,8 @@ from .tune import FOLDS, Pull, full_steps, training_cost
 if TYPE_CHECKING:
     from headstart.zoo import Source
 
-LEAST = 12  # optimizer steps below which a fine-tune says nothing
+LEAST = 12  # optimizer steps below which a fine-tune says nothing,
+SHARE = 4  # and the share of a whole one, a quarter
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,9 +85,11 @@ def race(
 ) -> tuple[dict[str, Gain], float]:
     """Fine-tune the finalists for a few steps, keep the better half, give it more steps, until two are left.
 
-    Every rung gets the same share of the allowance. A source's standing is its cross-validated probe plus what
-    fine-tuning added to the probe on the same held-out folds: the paired gain is far less noisy than the fine-tuned
-    accuracy of one fold.
+    Every rung gets the same share of the allowance; where that buys nothing, there are fewer rungs, or no race at all.
+    Each entrant is held out on every fold and runs for a quarter of a whole fine-tune or more: on one fold, or shorter,
+    the luck of thirty examples chose worse than no race at all (benchmarks/choose_table.py). A source's standing is its
+    cross-validated probe plus what fine-tuning added to the probe on the same held-out folds: the paired gain is far
+    less noisy than the fine-tuned accuracy.
 
     Args:
         finalists: two or more sources; fewer are not worth a race.
@@ -99,39 +102,39 @@ def race(
     """
     gains: dict[str, Gain] = {}
     left, spent, trained = list(finalists), 0.0, n - n // FOLDS
+    prices = {one.source.name: training_cost(one.operations, 1, trained) for one in left}
     rungs = max(1, (len(left) - 1).bit_length())
+    while rungs > 1 and not affordable(list(prices.values()), allowance / rungs, full_steps(n))[0]:
+        rungs -= 1
     for rung in range(rungs):
-        prices = [training_cost(one.operations, 1, trained) for one in left]
-        entrants, folds, steps = affordable(prices, (allowance - spent) / (rungs - rung), full_steps(n))
+        asked = [prices[one.source.name] for one in left]
+        entrants, steps = affordable(asked, (allowance - spent) / (rungs - rung), full_steps(n))
         if entrants < 2:
             break
         left = left[:entrants]
-        jobs = [Pull(source=o.source, fold=k, steps=steps, strength=o.strength) for o in left for k in range(folds)]
+        jobs = [Pull(source=o.source, fold=k, steps=steps, strength=o.strength) for o in left for k in range(FOLDS)]
         results = list(run(jobs))
         for i, one in enumerate(left):
-            gains[one.source.name] = Gain.of(results[i * folds : (i + 1) * folds], steps)
-        spent += steps * folds * sum(prices[:entrants])
+            gains[one.source.name] = Gain.of(results[i * FOLDS : (i + 1) * FOLDS], steps)
+        spent += steps * FOLDS * sum(asked[:entrants])
         left.sort(key=lambda one: -(one.accuracy + gains[one.source.name].mean))
         left = left[: max(2, len(left) // 2)]
     return gains, spent
 
 
-def affordable(prices: Sequence[float], share: float, longest: int) -> tuple[int, int, int]:
-    """How many sources can enter a rung, on how many folds, for how many steps; (0, 0, 0) when two cannot.
-
-    Folds are given up before sources, and neither for more than `LEAST` steps.
+def affordable(prices: Sequence[float], share: float, longest: int) -> tuple[int, int]:
+    """How many sources can enter a rung, on every fold, and for how many steps; (0, 0) when two cannot.
 
     Args:
         prices: of one step of each source, in the order in which they may enter.
         share: what the rung may cost.
         longest: steps of a whole fine-tune.
 
-    >>> affordable([1, 1, 1, 1], 150, 120), affordable([1, 1, 1, 1], 60, 120), affordable([1, 1, 1, 1], 40, 120)
-    ((4, 3, 12), (4, 1, 15), (3, 1, 13))
+    >>> affordable([1, 1, 1, 1], 480, 120), affordable([1, 1, 1, 1], 200, 120), affordable([1, 1, 1, 1], 150, 120)
+    ((4, 40), (2, 33), (0, 0))
     """
     for entrants in range(len(prices), 1, -1):
-        for folds in range(FOLDS, 0, -1):
-            steps = min(longest, int(share / (folds * sum(prices[:entrants]))))
-            if steps >= LEAST:
-                return entrants, folds, steps
-    return 0, 0, 0
+        steps = min(longest, int(share / (FOLDS * sum(prices[:entrants]))))
+        if steps >= max(LEAST, longest / SHARE):
+            return entrants, steps
+    return 0, 0

@@ -53,7 +53,7 @@ def test_a_missing_folder_suggests_its_neighbour(tmp_path: Path) -> None:
 def test_an_unknown_name(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
     refused("texture", "'texture'", "Did you mean 'textures'?")
-    refused("qqqqqq", "Embedded tasks: breast-cancer, digits")
+    refused("qqqqqq", "Embedded tasks: breast-cancer, damage, digits")
 
 
 def test_a_file_of_another_kind(tmp_path: Path) -> None:

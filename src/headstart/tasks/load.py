@@ -45,7 +45,8 @@ def load_task(
     Args:
         target: a folder with one folder of pictures a class (also under train/, val/, test/, unlabelled/); a .csv,
             .tsv, .jsonl, .parquet or .npz file; a Hugging Face `save_to_disk` folder; a DataFrame; a tuple (x, y);
-            a dict of arrays; or an embedded name: breast-cancer, digits, faces, glyphs, textures, tissue, wine.
+            a dict of arrays; or an embedded name: breast-cancer, damage, digits, faces, glyphs, greek, scenes,
+            textures, tissue, typefaces, vessels, wine.
         labels_per_class: keep this many labels of each class in `train`; `validation` is then empty and every other
             training example is `unlabelled`. None keeps all labels.
         seed: of the split and of which labels are kept.

@@ -26,7 +26,7 @@ baselines, or the audit failed), 2 wrong use, 130 interrupted."""
 class Flags:
     target: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="TARGET")] = ""
     """A folder of class folders, a .csv, .tsv, .jsonl, .parquet or .npz file, a save_to_disk folder, or one of
-    breast-cancer, digits, faces, glyphs, textures, tissue, wine."""
+    breast-cancer, damage, digits, faces, glyphs, greek, scenes, textures, tissue, typefaces, vessels, wine."""
     out: Path | None = None
     """A new directory for the model, the report and the records."""
     reading: Reading = field(default_factory=Reading)

@@ -120,12 +120,13 @@ def divergence(mean: Tensor, deviation: Tensor, mean0: Tensor, deviation0: Tenso
 
 
 def standardised(risks: Tensor, running: dict[str, Tensor]) -> Tensor:
-    """Risks less their mean, by their deviation, over the last hundred batches or so; `running` is moved on."""
-    now = torch.stack([torch.ones(()).double(), risks.double().mean(), risks.double().square().mean()])
-    running["risk moments"] = 0.99 * running.get("risk moments", torch.zeros_like(now)) + 0.01 * now
-    weight, mean, square = running["risk moments"]
-    deviation = (square / weight - (mean / weight).square()).clamp_min(0).sqrt()
-    scaled: Tensor = (risks - mean / weight) / torch.where(deviation > 1e-8, deviation, 1.0)
+    """Risks less the mean of all so far, by their deviation; `running` is moved on."""
+    now = torch.stack([torch.ones_like(risks), risks, risks.square()]).double().sum(1)
+    running["risk moments"] = now + running.get("risk moments", torch.zeros_like(now))
+    count, total, square = running["risk moments"]
+    mean = total / count
+    deviation = (square / count - mean.square()).clamp_min(0).sqrt()
+    scaled: Tensor = (risks - mean) / torch.where(deviation > 1e-8, deviation, 1.0)
     return scaled.float()
 
 

@@ -32,7 +32,10 @@ CLAIMS = (
         metric="correlation", than="nothing", by=0.6,
     ),
 )  # fmt: skip
-NOTE = ""
+NOTE = (
+    "The risk learner here has 10 hidden units, as in the paper and in the card's trial; that was ahead on 6 of 6 seeds, "
+    "this is on 5."
+)
 ITERATIONS, BATCH, SHOTS = 1500, 16, 10
 
 
@@ -56,10 +59,10 @@ class Chosen:
             self.sampler.observe(step.batch.extra["tasks"], step.terms["task"].risks)  # type: ignore[arg-type]
             self.correlations.append(self.sampler.last["correlation"])
 
-    def late(self) -> float:
+    def late(self) -> dict[str, float]:
         """The mean correlation over the second half."""
         second = self.correlations[len(self.correlations) // 2 :] or [0.0]
-        return sum(second) / len(second)
+        return {"correlation": sum(second) / len(second)}
 
 
 def trained(model: nn.Module, term: Term, stream: Chosen, steps: int, rate: float) -> nn.Module:
@@ -129,7 +132,7 @@ def run(seed: int) -> dict[str, dict[str, float]]:
     grid = torch.linspace(-5, 5, 1000)[None, :, None].expand(500, -1, -1)
     with seeded(seed):
         start = nn.Sequential(nn.Linear(1, 40), nn.ReLU(), nn.Linear(40, 40), nn.ReLU(), nn.Linear(40, 1))
-    samplers = {"uniform": None, "MPTS": MPTS(seed=seed)}
+    samplers = {"uniform": None, "MPTS": MPTS(seed=seed, hidden=10)}
     arms = {"nothing": {"correlation": 0.0}, "four of six": {"worst tenth better": 4 / 6}}
     for arm, sampler in samplers.items():
         stream = Chosen(sampler, sinusoids, shots, 2 * BATCH, seed)
@@ -139,10 +142,6 @@ def run(seed: int) -> dict[str, dict[str, float]]:
             for _ in range(10):
                 weights = adapted(weights, x[:, :SHOTS], y[:, :SHOTS])
             risks = (perceptrons(weights, grid)[-1] - waves(tasks, grid)).square().mean((1, 2))
-        arms[arm] = {
-            TAIL: -tail_risk(risks, 0.9),
-            "minus mean risk": -tail_risk(risks, 0),
-            "correlation": stream.late(),
-        }
+        arms[arm] = {TAIL: -tail_risk(risks, 0.9), "minus mean risk": -tail_risk(risks, 0)} | stream.late()
     arms["MPTS"]["worst tenth better"] = float(arms["MPTS"][TAIL] > arms["uniform"][TAIL])
     return arms

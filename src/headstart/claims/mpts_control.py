@@ -33,7 +33,11 @@ CLAIMS = (
         seeds=6,
     ),
 )
-NOTE = ""
+NOTE = (
+    "Ahead on 4 of 6 seeds; the mean is one seed's, on which uniform tasks ended in a much worse policy (-7.96 against "
+    "-5.00). On the other five the two differ by 0.09 on average. Half of the batch drawn at random and a warm-up, which "
+    "the paper has for reinforcement learning, changed little."
+)
 ITERATIONS, STEPS = 120, 50
 
 
@@ -84,9 +88,5 @@ def run(seed: int) -> dict[str, dict[str, float]]:
         model = trained(start, Swings(), stream, ITERATIONS, 2e-2)
         with torch.no_grad():
             risks = model(tasks, begin)
-        arms[arm] = {
-            TAIL: -tail_risk(risks, 0.9),
-            "minus mean risk": -tail_risk(risks, 0),
-            "correlation": stream.late(),
-        }
+        arms[arm] = {TAIL: -tail_risk(risks, 0.9), "minus mean risk": -tail_risk(risks, 0)} | stream.late()
     return arms

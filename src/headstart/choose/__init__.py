@@ -10,7 +10,11 @@ from .linear_probe import LinearProbe as LinearProbe
 from .logme import LogME as LogME
 from .mbtl import MBTL as MBTL
 from .mpts import MPTS as MPTS
+from .nce import NCE as NCE
+from .osborn import Osborn as Osborn
+from .panda import PANDA as PANDA
 from .parc import PARC as PARC
 from .sfda import SFDA as SFDA
 from .tmi import TMI as TMI
 from .transfer_score import TransferScore as TransferScore
+from .transrate import TransRate as TransRate

@@ -46,7 +46,7 @@ class MPTS:
         strength: of the pull to the last posterior, β >= 0 (paper: 1; 1e-4 in reinforcement learning).
         each_sample: the error is that of every draw, averaged, not of their mean, summed over tasks (paper: False; True
             in reinforcement learning).
-        latent, hidden: sizes of the risk learner, >= 1 (paper: 10 and 10).
+        latent, hidden: sizes of the risk learner, >= 1 (paper: 10 and 10, which did better in the claim but can die).
         standardise: risks by their running mean and deviation, descriptors to [0, 1] (paper: False).
         seed: of all its draws.
 

@@ -35,8 +35,8 @@ CLAIMS = (
 )
 NOTE = (
     "Ahead on 4 of 6 seeds; the mean is one seed's, on which uniform tasks ended in a much worse policy (-7.96 against "
-    "-5.00). On the other five the two differ by 0.09 on average. Half of the batch drawn at random and a warm-up, which "
-    "the paper has for reinforcement learning, changed little."
+    "-5.00). On the other five the two differ by 0.09 on average. Half of the batch at random and a warm-up, which the "
+    "paper has for reinforcement learning, changed little."
 )
 ITERATIONS, STEPS = 120, 50
 

@@ -34,9 +34,8 @@ CLAIMS = (
 )  # fmt: skip
 NOTE = (
     "The risk learner here has 10 hidden units, as in the paper and in a first trial, which was ahead on 6 of 6 seeds; "
-    "this is on 5. With the library's 32 units, safer against dead ones, it would fail: ahead on 4 of 6, by 0.20 instead "
-    "of 0.88, at the same correlation (0.88). Both trained the same model on the same candidates; a better fit of the "
-    "risk is thus not what makes the difference, and what does is open."
+    "this is on 5. With the library's 32 units, safer against dead ones, it would fail: ahead on 4 of 6, by 0.20 and "
+    "not 0.88, at the same correlation (0.88). So a better fit of the risk is not what helps; what does is open."
 )
 ITERATIONS, BATCH, SHOTS = 1500, 16, 10
 

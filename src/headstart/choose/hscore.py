@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from headstart.core.evidence import Evidence, classes_of
 from headstart.core.paper import Paper
-from headstart.core.statistics import ClassStatistics
+from headstart.core.statistics import ClassStatistics, gram
 from headstart.core.validate import require
 
 from .spectrum import Spectrum, checked
@@ -66,36 +67,37 @@ class HScore:
         labels, classes = classes_of(labels)
         x = features.double()
         x = x - x.mean(0)
+        fourth = float(torch.linalg.vecdot(x, x).square().sum())
         if len(x) > x.shape[1]:
-            statistics = ClassStatistics.of(x, labels, classes)
-            found = self._factored(statistics)
+            sums = x.new_zeros(classes, x.shape[1]).index_add_(0, labels, x)
+            found = self._factored(gram(x), sums, torch.bincount(labels).double(), fourth)
             if found is not None:
                 return found
-        fourth = float(x.square().sum(1).square().sum())
         return self._of(Spectrum.exact(x, labels, above=1e-10), fourth, x.shape[1])
 
     def score_from(self, statistics: ClassStatistics) -> float:
         """The same from streamed statistics, for more examples than fit into memory."""
         centred = checked(statistics).centred()
-        found = self._factored(centred)
+        found = self._factored(centred.gram, centred.sums, centred.counts, float(centred.fourth))
         if found is not None:
             return found
         return self._of(Spectrum.from_statistics(centred), float(centred.fourth), len(centred.gram))
 
-    def _factored(self, centred: ClassStatistics) -> float | None:
+    def _factored(self, scatter: Tensor, sums: Tensor, counts: Tensor, fourth: float) -> float | None:
         """By Cholesky, on features scaled to one variance; None where that would cost more than six digits."""
-        n, d = centred.n, len(centred.gram)
-        gram = centred.gram
-        a = shrinkage(float(centred.fourth), gram.square().sum().item() / n**2, float(gram.trace()) / n / d, n, d)
+        n, d = float(counts.sum()), len(scatter)
+        a = shrinkage(fourth, scatter.square().sum().item() / n**2, float(scatter.trace()) / n / d, n, d)
         if self.shrink and a > 0:
-            gram = (1 - a) * gram + a * float(gram.trace()) / d * torch.eye(d, dtype=gram.dtype, device=gram.device)
-        scale = gram.diagonal().sqrt()
+            scatter = (1 - a) * scatter + a * float(scatter.trace()) / d * torch.eye(
+                d, dtype=sums.dtype, device=sums.device
+            )
+        scale = scatter.diagonal().sqrt()
         if not bool((scale > 0).all()):
             return None
-        factor, failed = torch.linalg.cholesky_ex(gram / scale[:, None] / scale)
+        factor, failed = torch.linalg.cholesky_ex(scatter / scale[:, None] / scale)
         if int(failed) or float(factor.diagonal().amin()) < 1e-3 or (not self.shrink and n <= d + 1):
             return None
-        means = centred.sums / centred.counts[:, None].sqrt() / scale
+        means = sums / counts[:, None].sqrt() / scale
         solved = torch.linalg.solve_triangular(factor, means.T, upper=False)
         return float((1 - a if self.shrink else 1) * solved.square().sum())
 

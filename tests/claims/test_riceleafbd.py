@@ -10,7 +10,7 @@ from sklearn.metrics import confusion_matrix, f1_score
 from torch import nn
 
 from headstart.claims import model_selection as study
-from headstart.claims import riceleafbd
+from headstart.claims import own_pictures, riceleafbd, two_phase
 from headstart.core.claim import check
 from headstart.core.surgery import freeze, with_head
 from headstart.core.validate import Refused
@@ -47,11 +47,11 @@ def network() -> nn.Sequential:
 def test_5_and_6_a_head_on_cached_features_is_the_head_of_a_frozen_network():
     model = network().double().eval()
     x, y = torch.randn(40, 1, 8, 8, generator=torch.Generator().manual_seed(1)).double(), torch.arange(40) % 10
-    frozen = study.frozen_norms(freeze(with_head(model, 10, "4")))
+    frozen = two_phase.frozen_norms(freeze(with_head(model, 10, "4")))
     frozen.get_submodule("4").requires_grad_(True)
-    through = study.trained(frozen, x, y, 12, seed=0)
-    cached = study.trained(
-        with_head(nn.Sequential(nn.Linear(144, 10).double()), 10), study.features_of(model, "4", x), y, 12, 0
+    through = two_phase.trained(frozen, x, y, 12, seed=0)
+    cached = two_phase.trained(
+        with_head(nn.Sequential(nn.Linear(144, 10).double()), 10), two_phase.features_of(model, "4", x), y, 12, 0
     )
     assert torch.allclose(through[4].weight, cached[0].weight, atol=1e-9)
     for name, value in through.state_dict().items():
@@ -62,7 +62,7 @@ def test_5_and_6_a_head_on_cached_features_is_the_head_of_a_frozen_network():
 def test_the_second_phase_keeps_the_statistics_of_batch_norm_and_moves_the_rest():
     model = network()
     x, y = torch.randn(64, 1, 8, 8, generator=torch.Generator().manual_seed(1)), torch.arange(64) % 3
-    tuned = study.two_phase(model, "4", x, y, 3, seed=0, epochs=12)
+    tuned = two_phase.two_phase(model, "4", x, y, 3, seed=0, epochs=12)
     assert torch.equal(tuned[1].running_mean, model[1].running_mean)
     assert not torch.equal(tuned[0].weight, model[0].weight)
     assert tuned(x).shape == (64, 3)
@@ -111,14 +111,14 @@ def test_a_folder_of_ones_own(tmp_path, monkeypatch):
             picture = rng.integers(0, 120, (20, 24, 3))
             picture[..., k] += 100
             Image.fromarray(picture.astype(np.uint8)).save(tmp_path / word / f"{i}.png")
-    monkeypatch.setattr(riceleafbd, "study", lambda data, seed: study.study(
+    monkeypatch.setattr(riceleafbd, "study", lambda data, seed: own_pictures.study(
         data, seed, zoo="mini:cnn-shapes,mini:vit-alphanumeric", best=1, epochs=12))  # fmt: skip
     record = check(riceleafbd, data=str(tmp_path))
     found = record["runs"][0]
     assert {"scratch", "pretrained", "from scratch", "chosen", "best"} < set(found)
     assert found["best"]["accuracy"] > 0.8
     with pytest.raises(Refused, match="needs pictures"):
-        study.study("wine", 0)
+        own_pictures.study("wine", 0)
 
 
 def test_the_split_is_stratified_and_the_same_for_a_seed():

@@ -11,6 +11,7 @@ from .logme import LogME as LogME
 from .mbtl import MBTL as MBTL
 from .mpts import MPTS as MPTS
 from .nce import NCE as NCE
+from .nleep import NLEEP as NLEEP
 from .osborn import Osborn as Osborn
 from .panda import PANDA as PANDA
 from .parc import PARC as PARC

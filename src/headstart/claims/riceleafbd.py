@@ -23,7 +23,9 @@ from headstart.core.surgery import with_head
 from headstart.testing.material import digits
 from headstart.worlds import glyphs
 
-from .model_selection import Candidate, Metrics, arms, said, study, trained
+from .model_selection import Candidate, Metrics, arms
+from .own_pictures import study
+from .two_phase import said, trained
 
 PAPER = Paper(
     title="Empowering Agricultural Insights: RiceLeafBD - A Novel Dataset and Optimal Model Selection for Rice Leaf "

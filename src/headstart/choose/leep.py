@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -30,7 +31,7 @@ class LEEP:
     Use it when: the models were trained with labels, and their classes may resemble the target's.
     Not when: a model has no classifier of its own (self-supervised), or models differ much in number of classes.
 
-    Cost: O(n s); the n x s x c product of the definition is never formed.
+    Cost: O(n s), two passes over the logits; neither the n x c predictions nor an n x s copy is formed.
 
     Notes: does not look at the features. Logits become probabilities by a softmax in float64.
 
@@ -53,20 +54,28 @@ class LEEP:
 def expected_prediction_of(evidence: Evidence) -> Tensor:
     """The probability (n,) that what a model says of each example gives to its label; float64, above 0."""
     logits, labels = evidence.need("logits", "labels")
-    return expected_prediction(logits.double().softmax(1), classes_of(labels)[0])
+    return expected_prediction(logits, classes_of(labels)[0], lambda part: part.double().softmax(1))
 
 
-def expected_prediction(p: Tensor, labels: Tensor) -> Tensor:
+def expected_prediction(
+    rows: Tensor, labels: Tensor, probabilities: Callable[[Tensor], Tensor] = Tensor.double
+) -> Tensor:
     """For each example, sum over s of p(s | x) p(y | s): the expected empirical prediction of its own label, (n,).
 
     Args:
-        p: (n, s) probabilities of s source classes, rows summing to 1, float64.
+        rows: (n, s), whatever `probabilities` reads.
         labels: (n,) in 0..c-1.
+        probabilities: (b, s) of `rows` -> (b, s) of p(s | x), rows summing to 1, float64; by default they are that.
 
-    Cost: O(n s). Each is at least 1 / (n s²): p(y | s) counts the example itself, and some p is at least 1 / s.
+    Cost: O(n s), in parts that stay in the processor's cache, so `probabilities` reads each row twice.
+
+    Notes: at least 1 / (n s²): p(y | s) counts the example itself, and some p is at least 1 / s.
     """
-    joint = p.new_zeros(int(labels.max()) + 1, p.shape[1]).index_add_(0, labels, p)  # (c, s)
+    size = max(1, 12_000 // rows.shape[1])  # larger pieces of memory are handed back to the system at each turn
+    parts = list(zip(torch.split(rows, size), torch.split(labels, size), strict=True))
+    joint = torch.zeros(int(labels.max()) + 1, rows.shape[1], dtype=torch.float64, device=rows.device)  # (c, s)
+    for part, y in parts:
+        joint.index_add_(0, y, probabilities(part))
     mass = joint.sum(0)
     conditional = torch.where(mass > 0, joint / mass, 0.0)  # a source class that nothing belongs to says nothing
-    expected: Tensor = torch.linalg.vecdot(p, conditional[labels])
-    return expected
+    return torch.cat([conditional[y].mul_(probabilities(part)).sum(1) for part, y in parts])

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from scipy.stats import kendalltau
 from torch import Tensor, nn
 
-from headstart.choose import GBC, KNN, LEEP, PARC, SFDA, HScore, LinearProbe, LogME
+from headstart.choose import GBC, KNN, LEEP, NCE, NLEEP, PARC, SFDA, HScore, LinearProbe, LogME, TransRate
 from headstart.choose.logme import PAPER as PAPER
 from headstart.core.claim import Claim
 from headstart.core.evidence import Evidence, Score, extract
@@ -28,7 +28,7 @@ METHODS = (
 )  # fmt: skip
 SCORES: dict[str, Score] = {
     "LogME": LogME(), "HScore": HScore(), "SFDA": SFDA(), "PARC": PARC(), "KNN": KNN(), "GBC": GBC(), "LEEP": LEEP(),
-    "LinearProbe": LinearProbe(),
+    "LinearProbe": LinearProbe(), "NCE": NCE(), "NLEEP": NLEEP(), "TransRate": TransRate(),
 }  # fmt: skip
 SCALED: dict[str, Score] = {"SFDA at unit spread": SFDA(), "GBC at unit spread": GBC()}
 CLAIMS = tuple(

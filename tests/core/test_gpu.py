@@ -11,11 +11,12 @@ from torch import nn
 
 from headstart.align import DANN
 from headstart.attack import MIFGSM
+from headstart.choose import GBC, HScore, LogME
 from headstart.core.ascent import misclassify
-from headstart.core.evidence import extract
+from headstart.core.evidence import Evidence, extract
 from headstart.core.loop import fit
 from headstart.core.plan import Plan, Weighted, adamw, cosine
-from headstart.core.statistics import diagonal_fisher
+from headstart.core.statistics import ClassStatistics, diagonal_fisher
 from headstart.core.stream import Batches
 from headstart.distill import SoftTargets
 from headstart.merge import Average, Ties
@@ -105,3 +106,15 @@ def test_evidence_fisher_merges_and_attacks_agree_with_the_cpu() -> None:
     attack = MIFGSM(radius=0.1, steps=3)
     pair = attack.perturb(x, [misclassify(here, y)]), attack.perturb(x.cuda(), [misclassify(there, y.cuda())])
     assert ((pair[0] - pair[1].cpu()).abs() < 1e-3).float().mean() > 0.98  # signs of gradients near zero may differ
+
+
+def test_statistics_on_the_gpu_are_those_of_the_cpu() -> None:
+    x, y = torch.randn(300, 16, generator=torch.Generator().manual_seed(0)), torch.arange(300) % 4
+    here, there = ClassStatistics.of(x, y, 4), ClassStatistics.stream([(x.cuda(), y.cuda())], 4)
+    assert there.gram.is_cuda
+    for name in ("gram", "sums", "squares", "counts", "cubes", "fourth"):
+        assert torch.allclose(getattr(here, name), getattr(there, name).cpu(), rtol=1e-10), name
+    for score in (LogME(), HScore(), GBC()):
+        one, other = (score.score(Evidence(features=f, labels=g)) for f, g in ((x, y), (x.cuda(), y.cuda())))
+        assert one == pytest.approx(other, rel=1e-8)
+        assert score.score_from(there) == pytest.approx(one, rel=1e-8)

@@ -149,3 +149,37 @@ def extract(model: nn.Module, stream: Iterable[Any], *, head: str | None = None)
         logits=torch.cat([out for _, out in pairs]),
         labels=torch.cat(labels) if len(labels) == len(batches) else None,
     )
+
+
+def extract_statistics(
+    model: nn.Module, stream: Iterable[Any], classes: int, *, head: str | None = None
+) -> ClassStatistics:
+    """What a `StatisticsScore` needs of a labelled stream, without ever holding its features; on the model's device.
+
+    Args:
+        model: any module with a linear head.
+        stream: batches with labels in 0..classes-1, as many as there are.
+        classes: how many there are.
+        head: dotted name of the head; by default the last linear layer.
+
+    Memory: O(d² + classes d) and one batch.
+
+    Raises:
+        Refused: no batches, a batch without labels, labels outside 0..classes-1.
+
+    >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
+    >>> extract_statistics(model, [(torch.ones(5, 4), torch.arange(5) % 2)] * 3, classes=2).n
+    15.0
+    """
+    waiting: list[Tensor] = []
+
+    def batches() -> Iterator[Any]:
+        for batch in map(as_batch, stream):
+            require(batch.y is not None, "Statistics need labels in every batch", None, "Pass (x, y) batches.")
+            waiting.append(batch.y)
+            yield batch
+
+    pairs = (
+        (features, waiting.pop(0).to(features.device)) for features, _ in forward_features(model, batches(), head=head)
+    )
+    return ClassStatistics.stream(pairs, classes)

@@ -68,19 +68,18 @@ class TransRate:
         """The difference of the two code lengths."""
         features, labels = evidence.need("features", "labels")
         labels, _ = classes_of(labels)
-        x = features.double()
-        x = x - x.mean(0)
-        size = x.square().sum(1).mean().sqrt()
-        if self.scale and float(size) > 0:
-            x = x / size
-        counts = torch.bincount(labels)
-        parts = x[labels.argsort(stable=True)].split(counts.tolist())
-        known = sum(len(part) / len(x) * self.rate(part) for part in parts)
-        return max(0.0, self.rate(x) - known)  # the logarithm is concave; below is rounding
+        x = features[labels.argsort(stable=True)].double()  # a copy, class after class
+        x -= x.mean(0)
+        size = float(torch.linalg.vector_norm(x).square()) / len(x)
+        noise = self.distortion * (size if self.scale and size > 0 else 1.0)
+        parts = torch.split(x, torch.bincount(labels).tolist())
+        known = sum(len(part) / len(x) * _rate(part, noise) for part in parts)
+        return max(0.0, _rate(x, noise) - known)  # the logarithm is concave; below is rounding
 
-    def rate(self, x: Tensor) -> float:
-        """Length of the code of x (n, d); the determinant of the smaller side is the same (Sylvester)."""
-        n, d = x.shape
-        small = gram(x if d < n else x.T) / (n * self.distortion)
-        factor = torch.linalg.cholesky(small + torch.eye(len(small), dtype=x.dtype, device=x.device))
-        return float(factor.diagonal().log().sum())
+
+def _rate(x: Tensor, noise: float) -> float:
+    """Length of the code of x (n, d); the determinant of the smaller side is the same (Sylvester)."""
+    n, d = x.shape
+    small = gram(x if d < n else x.T) / (n * noise)
+    small.diagonal().add_(1)
+    return float(torch.linalg.cholesky(small).diagonal().log().sum())

@@ -96,9 +96,7 @@ def distil_from(
         similarity, weight: as in `PANDA`.
         device, seed: as in `fit`.
     """
-    heads = [
-        layer.out_features for m in (source, plan.model) if isinstance(layer := m.get_submodule(head_of(m)), nn.Linear)
-    ]
+    heads = [len(model.get_parameter(f"{head_of(model)}.weight")) for model in (source, plan.model)]
     require(len(set(heads)) == 1, "Source and target need heads of one size", heads, "Give the source with_head(...).")
     teacher = fit(replace(plan, model=source), device=device, seed=seed).model
     return fit(plan.plus(panda=PANDA(teacher, similarity, weight)), device=device, seed=seed)
@@ -125,6 +123,7 @@ def answered(stream: Batches, teacher: nn.Module) -> Answered:
         Refused: a stream that augments, whose inputs the teacher would have to see anew.
     """
     require(stream.augment is None, "answered needs inputs that do not change", "augment=", "Keep the teacher online.")
+    device = next((p.device for p in teacher.parameters()), torch.device("cpu"))
     frozen, n, width = Teacher(teacher), size(Batch(stream.x)), stream.batch_size
-    logits = [frozen(each(lambda t, k=k: t[k : k + width], stream.x)) for k in range(0, n, width)]  # type: ignore[misc]
-    return Answered(replace(stream, x={"x": stream.x, "teacher": torch.cat(logits)}))
+    pieces = [each(lambda t, k=k: t[k : k + width].to(device), stream.x) for k in range(0, n, width)]  # type: ignore[misc]
+    return Answered(replace(stream, x={"x": stream.x, "teacher": torch.cat([frozen(piece).cpu() for piece in pieces])}))

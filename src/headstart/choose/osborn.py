@@ -41,8 +41,9 @@ class Osborn:
 
     Args:
         weights: of domain, task and cohesion, >= 0; the paper's are 1, and it reports gains from tuning them.
-        direction: "source given target" conditions the label entropy as the paper does, "target given source" as the
-            released code of OTCE, which it follows, does.
+        direction: "source given target" conditions the label entropy as the paper does; it grows with the number of a
+            model's own classes. "target given source", as in the released code of OTCE, which the paper follows, does
+            not: take it where models differ in that (0.55 against 0.24 correlation in the claim).
         unit: divides features by the root mean squared norm of the model's own; otherwise models of wide or large
             features look far from everything. The paper has none of this.
         examples: at most this many rows of each data set, >= 2, classes as equal as can be; the paper has 5,000.

@@ -2,8 +2,7 @@
 
     OMP_NUM_THREADS=1 python benchmarks/peers.py
 
-LogME against the published per-class iteration (restated from the paper's released algorithm: SVD of F'F, then products with
-F in every iteration of every class). TIES against peft's `ties` (trims each tensor by itself) and against the published form
+TIES against peft's `ties` (trims each tensor by itself) and against the published form
 (stack the whole models, sort). Writes benchmarks/results/peers.json.
 """
 
@@ -11,43 +10,14 @@ from __future__ import annotations
 
 import json
 import resource
-import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import torch
 
 OUT = Path(__file__).parent / "results" / "peers.json"
-
-
-def published_logme(features: np.ndarray, labels: np.ndarray) -> float:
-    """One class after another, every iteration with products of size n x d; no epsilon, at most 11 iterations."""
-    n, d = features.shape
-    _, values, right = np.linalg.svd(features.T @ features, full_matrices=True)
-    evidence = []
-    for c in range(labels.max() + 1):
-        t = (labels == c).astype(np.float64)
-        alpha, beta = 1.0, 1.0
-        for _ in range(11):
-            gamma = (beta * values / (alpha + beta * values)).sum()
-            m = beta * (right.T @ ((right @ (features.T @ t)) / (alpha + beta * values)))
-            new_alpha, residual = gamma / (m @ m), ((t - features @ m) ** 2).sum()
-            new_beta = (n - gamma) / residual
-            done = abs(new_alpha / new_beta - alpha / beta) / (alpha / beta) <= 1e-3
-            alpha, beta = new_alpha, new_beta
-            if done:
-                break
-        m = beta * (right.T @ ((right @ (features.T @ t)) / (alpha + beta * values)))
-        residual = ((t - features @ m) ** 2).sum()
-        evidence.append(
-            d / 2 * np.log(alpha) + n / 2 * np.log(beta) - np.log(alpha + beta * values).sum() / 2
-            - beta / 2 * residual - alpha / 2 * (m @ m) - n / 2 * np.log(2 * np.pi)
-        )  # fmt: skip
-    return float(np.mean(evidence) / n)
 
 
 def published_ties(
@@ -61,30 +31,6 @@ def published_ties(
     sign = trimmed.sum(0).sign()
     agreeing = trimmed * (trimmed.sign() == sign)
     return agreeing.sum(0) / (agreeing != 0).sum(0).clamp(min=1)
-
-
-def seconds(call: Callable[[], object], repeats: int = 3) -> float:
-    """The median of a few runs."""
-    taken = []
-    for _ in range(repeats):
-        began = time.perf_counter()
-        call()
-        taken.append(time.perf_counter() - began)
-    return statistics.median(taken)
-
-
-def logme_row() -> dict[str, object]:
-    from headstart.choose import LogME
-    from headstart.core.evidence import Evidence
-
-    generator = np.random.default_rng(0)
-    labels = np.arange(8000) % 100
-    features = generator.normal(size=(100, 768))[labels] * 0.3 + generator.normal(size=(8000, 768))
-    evidence = Evidence(features=torch.from_numpy(features), labels=torch.from_numpy(labels))
-    ours, theirs = LogME().score(evidence), published_logme(features, labels)
-    a, b = seconds(lambda: LogME().score(evidence)), seconds(lambda: published_logme(features, labels))
-    return {"what": "LogME, n=8,000 d=768 c=100", "against": "published per-class iteration", "ours_s": a, "theirs_s": b,
-            "ratio": b / a, "difference": abs(ours - theirs)}  # fmt: skip
 
 
 def merge_models() -> tuple[list[dict[str, torch.Tensor]], dict[str, torch.Tensor]]:
@@ -136,7 +82,7 @@ def ties_rows() -> list[dict[str, object]]:
 def main() -> None:
     """Run all comparisons and keep them."""
     torch.set_num_threads(1)
-    rows = [logme_row(), *ties_rows()]
+    rows = ties_rows()
     for row in rows:
         print({k: round(v, 6) if isinstance(v, float) else v for k, v in row.items()})
     OUT.parent.mkdir(exist_ok=True)

@@ -87,7 +87,7 @@ def race(
 
     Every rung gets the same share of the allowance; where that buys nothing, there are fewer rungs, or no race at all.
     Each entrant is held out on every fold and runs for a quarter of a whole fine-tune or more: on one fold, or shorter,
-    the luck of thirty examples chose worse than no race at all (benchmarks/choose_table.py). A source's standing is its
+    the luck of thirty examples chose worse than no race at all (benchmarks/choose.py). A source's standing is its
     cross-validated probe plus what fine-tuning added to the probe on the same held-out folds: the paired gain is far
     less noisy than the fine-tuned accuracy.
 

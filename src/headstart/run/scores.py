@@ -12,7 +12,7 @@ from headstart.core.validate import one_of, require
 if TYPE_CHECKING:
     from headstart.core.evidence import Score
 
-DEFAULT = ("LogME", "KNN", "GBC", "HScore", "LEEP")
+DEFAULT = ("KNN", "LogME", "PARC", "LEEP", "HScore")  # by benchmarks/choose.py, best first
 DECIDING = ("KNN", "LogME")  # the two that settle what the probes cannot tell apart
 
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
+import warnings
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from sklearn.decomposition import PCA
 from sklearn.mixture import GaussianMixture
 
@@ -34,22 +37,61 @@ def sample(n: int, d: int, classes: int = 3, seed: int = 0) -> tuple[torch.Tenso
     return centres[labels] + torch.randn(n, d, generator=generator, dtype=torch.float64), labels
 
 
-@pytest.mark.parametrize(("n", "d"), [(300, 6), (60, 20), (40, 90)])
-def test_equals_the_published_pipeline(n, d):
+def published(features: torch.Tensor, labels: torch.Tensor, per_class: int) -> float:
     """PCA to 80 % of the variance, a mixture of Gaussians, and the n x c matrix of expected predictions."""
-    features, labels = sample(n, d)
     z = PCA(n_components=0.8, svd_solver="full").fit_transform(features.numpy())
     z = z / np.sqrt(np.square(z).mean())
-    ours = NLEEP().reduced(features)
+    z = z * np.sign(z[np.abs(z).argmax(0), np.arange(z.shape[1])])
+    order = z[:, 0].argsort(kind="stable")
+    z, (present, y) = z[order], np.unique(labels.numpy()[order], return_inverse=True)
+    p = GaussianMixture(per_class * len(present), reg_covar=1e-4, random_state=0).fit(z).predict_proba(z)
+    joint = np.stack([p[y == c].sum(0) for c in range(len(present))]) / len(y)
+    mass = joint.sum(0)
+    matrix = p @ np.divide(joint, mass, out=np.zeros_like(joint), where=mass > 0).T
+    return float(np.mean([math.log(row[label]) for row, label in zip(matrix, y, strict=True)]))
+
+
+@pytest.mark.parametrize(("n", "d", "per_class"), [(300, 6, 5), (60, 20, 2), (40, 90, 1)])
+@pytest.mark.parametrize("tilt", [0, 3, 6])
+def test_equals_the_published_pipeline(n, d, per_class, tilt):
+    features, labels = sample(n, d)
+    features = features * torch.logspace(0, -tilt, d, dtype=torch.float64)  # the last feature 10^tilt times smaller
+    ours, z = NLEEP().reduced(features), PCA(n_components=0.8, svd_solver="full").fit_transform(features.numpy())
     assert ours.shape == z.shape
-    assert np.allclose(np.abs(ours.numpy()), np.abs(z), atol=1e-9)
-    order = ours[:, 0].argsort(stable=True)
-    count = 3 * max(1, min(5, n // 30))
-    p = GaussianMixture(count, reg_covar=1e-4, random_state=0).fit(ours[order]).predict_proba(ours[order])
-    y = labels[order].numpy()
-    joint = np.stack([p[y == c].sum(0) for c in range(3)]) / n
-    expected = np.log((p @ (joint / joint.sum(0)).T)[np.arange(n), y]).mean()
-    assert NLEEP().score(Evidence(features=features, labels=labels)) == pytest.approx(expected, rel=1e-9)
+    assert np.allclose(np.abs(ours.numpy()), np.abs(z) / np.sqrt(np.square(z).mean()), atol=1e-9)
+    value = NLEEP().score(Evidence(features=features, labels=labels))
+    assert value == pytest.approx(published(features, labels, per_class), rel=1e-9)
+
+
+def test_equals_the_published_pipeline_on_rare_classes():
+    features, labels = sample(400, 5, seed=3)
+    kept = (labels == 0) | (torch.arange(400) % 20 == 0)
+    assert NLEEP().score(Evidence(features=features[kept], labels=labels[kept])) == pytest.approx(
+        published(features[kept], labels[kept], 4), rel=1e-9
+    )
+
+
+@settings(max_examples=15, deadline=None)
+@given(n=st.integers(6, 60), d=st.integers(1, 70), classes=st.integers(2, 3), seed=st.integers(0, 99))
+def test_it_is_a_log_likelihood_that_order_names_place_and_size_leave(n, d, classes, seed):
+    features, labels = sample(n, d, classes, seed)
+    value = NLEEP().score(Evidence(features=features, labels=labels))
+    assert -math.log(n * (5 * classes) ** 2) <= value <= 1e-12
+    order = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
+    changed = Evidence(features=8 * features[order], labels=(9 - 3 * labels)[order])
+    assert NLEEP().score(changed) == pytest.approx(value, rel=1e-6, abs=1e-9)
+
+
+def test_the_callers_generators_and_warnings_are_left_alone():
+    features, labels = sample(60, 3)
+    before = np.random.get_state()[1].copy()
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        twins = Evidence(features=features[:6].repeat(10, 1), labels=labels[:6].repeat(10))
+        first, second = (NLEEP(components=2).score(twins) for _ in range(2))
+    assert first == second
+    assert not seen
+    assert (np.random.get_state()[1] == before).all()
 
 
 def test_clusters_that_are_the_classes_score_nothing_lost_and_noise_the_entropy():

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from headstart.core.evidence import Evidence, classes_of
 from headstart.core.paper import Paper
+from headstart.core.statistics import gram
 from headstart.core.validate import require
 
 from .leep import expected_prediction
@@ -76,19 +77,23 @@ class NLEEP:
         x = self.reduced(features.double())
         order = x[:, 0].argsort(stable=True)
         count = classes * max(1, min(self.components, len(x) // (10 * classes)))
-        return float(
-            expected_prediction(self.responsibilities(x[order].cpu(), count), labels[order].cpu()).log().mean()
-        )
+        clusters = self.responsibilities(x[order].cpu(), count)
+        return float(expected_prediction(clusters, labels[order].cpu()).log().mean())
 
     def reduced(self, x: Tensor) -> Tensor:
         """Principal components (n, d') of x (n, d), as few as hold the share of variance, of mean variance 1."""
-        u, s, _ = torch.linalg.svd(x - x.mean(0), full_matrices=False)
-        held = s.square().cumsum(0)
+        n, d = x.shape
+        spread = x - x[0]  # constant columns become exactly 0
+        spread = spread - spread.mean(0)
+        variances, axes = torch.linalg.eigh(gram(spread if d <= n else spread.T))
+        variances, axes = variances.clamp(min=0).flip(0), axes.flip(1)
+        held = variances.cumsum(0)
         if not float(held[-1]) > 1e-24 * float(x.square().sum()):  # constant features
             return torch.zeros_like(x[:, :1])
         kept = int((held < self.variance * held[-1] * (1 - 1e-12)).sum()) + 1
-        peak = u.gather(0, u.abs().argmax(0, keepdim=True))  # a component has no sign of its own
-        scaled: Tensor = (u * s * peak.sign())[:, :kept] / (held[kept - 1] / (len(x) * kept)).sqrt()
+        z = spread @ axes[:, :kept] if d <= n else axes[:, :kept] * variances[:kept].sqrt()
+        peak = z.gather(0, z.abs().argmax(0, keepdim=True))  # a component has no sign of its own
+        scaled: Tensor = z * peak.sign() / (held[kept - 1] / (n * kept)).sqrt()
         return scaled
 
     def responsibilities(self, x: Tensor, count: int) -> Tensor:

@@ -58,7 +58,7 @@ class Osborn:
     Not when: there is no source data (`ELEEP` and `MSLEEP` need none), or the pool holds untrained or collapsed models,
         which win: their features, and so all distances, are tiny. Leave those out by LEEP or LogME first.
 
-    Cost: O(n³) a model exactly (5 s for 2,000 rows), memory 4 n² float64; O(M² n log n) for all pairs of M models.
+    Cost: O(n³) a model exactly (1 to 5 s for 2,000 rows), memory 4 n² float64; O(M² n log n) for all pairs of M models.
 
     Notes: `select` standardises each term and is a greedy heuristic, without a guarantee. `score_set` cannot: a set
     alone has nothing to be compared with; compare many with `pool(...).scores(subsets, standardise=True)`. Copies of

@@ -34,8 +34,8 @@ def transport(cost: Tensor, *, exact: int = 2000, regularisation: float = 0.02) 
         exact: solved exactly up to this many examples on the larger side, with an entropic penalty above.
         regularisation: weight of that penalty, as a share of the median cost; 0.02 costs about 3 % more than the best.
 
-    Cost: exactly 0.3 s for 1,000 examples and 5 s for 2,000; entropic about as much for 2,000, then O(n m) an
-        iteration (at most 1,000). Memory of three more cost matrices.
+    Cost: exactly 0.3 s for 1,000 examples and 1 to 5 s for 2,000, O(n³); entropic 5 s for 5,000, O(n m) an iteration
+        (at most 1,000). Memory of three more cost matrices.
 
     Notes: as many examples on both sides make a linear assignment (scipy); other exact problems, and entropic ones, are
     solved by POT. A row's or column's cheapest cost changes no coupling and is taken off before the exponential, which

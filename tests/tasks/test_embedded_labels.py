@@ -32,7 +32,8 @@ def _corners(found: Found) -> list[tuple[str, int, int]]:
 
 def _halved(pixels: np.ndarray) -> np.ndarray:
     height, width = pixels.shape  # both odd
-    return pixels[: height - 1, : width - 1].reshape(height // 2, 2, width // 2, 2).mean(axis=(1, 3))
+    quads = pixels[: height - 1, : width - 1].reshape(height // 2, 2, width // 2, 2)
+    return np.asarray(quads.mean(axis=(1, 3)))
 
 
 def _font(name: str, size: int) -> ImageFont.FreeTypeFont:

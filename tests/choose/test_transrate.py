@@ -77,3 +77,38 @@ def test_5_it_is_never_negative(n, d, classes, seed):
 
 def test_constant_features_score_nothing():
     assert TransRate().score(Evidence(features=torch.ones(8, 3), labels=torch.arange(8) % 2)) == 0
+
+
+@pytest.mark.parametrize("size", [1e-6, 1.0, 1e4, 1e8])
+@pytest.mark.parametrize("d", [2, 60])
+def test_two_crossed_lines_by_hand(size, d):
+    """Classes at plus and minus `size` on one axis each: log(1 + s²/2e) - 1/2 log(1 + s²/e), whichever way they lie."""
+    turn = torch.linalg.qr(torch.randn(d, d, generator=torch.Generator().manual_seed(0), dtype=torch.float64)).Q
+    labels = torch.arange(12) % 2
+    signs = 1.0 - 2 * (torch.arange(12) // 2 % 2)
+    features = size * signs[:, None].double() * turn[labels]
+    evidence = Evidence(features=features, labels=labels)
+
+    def by_hand(s2: float) -> float:
+        return np.log1p(s2 / 2e-4) - 0.5 * np.log1p(s2 / 1e-4)
+
+    assert TransRate().score(evidence) == pytest.approx(by_hand(1.0), rel=1e-9)
+    assert TransRate(scale=False).score(evidence) == pytest.approx(by_hand(size**2), rel=1e-9)
+
+
+def test_fine_codes_of_more_features_than_examples_stay_exact():
+    """Against singular values: a Gram matrix has lost the digits that a distortion of 1e-14 asks for."""
+    evidence = sample(20, 50, tilt=1e3)
+    f = evidence.features - evidence.features.mean(0)
+    f, y = (f / f.square().sum(1).mean().sqrt()).numpy(), evidence.need("labels")[0].numpy()
+
+    def rate(x: np.ndarray) -> float:
+        return 0.5 * np.log1p(np.square(np.linalg.svd(x, compute_uv=False)) / (len(x) * 1e-14)).sum()
+
+    known = sum((y == c).mean() * rate(f[y == c]) for c in np.unique(y))
+    assert TransRate(distortion=1e-14).score(evidence) == pytest.approx(rate(f) - known, rel=1e-9)
+
+
+def test_one_example_a_class_has_the_code_of_a_line():
+    evidence = Evidence(features=sample(6, 9).features, labels=torch.arange(6))
+    assert TransRate().score(evidence) == pytest.approx(published(evidence), rel=1e-9)

@@ -19,7 +19,8 @@ from headstart.testing import contract
 def published(p: np.ndarray, labels: np.ndarray) -> float:
     """The n x c matrix of expected predictions, and a loop over the examples to read their own labels from it."""
     classes, y = np.unique(labels, return_inverse=True)
-    joint = np.stack([(p / len(p))[y == c].sum(0) for c in range(len(classes))])
+    share = p / len(p)
+    joint = np.stack([share[y == c].sum(0) for c in range(len(classes))])
     mass = joint.sum(0)
     matrix = p @ np.divide(joint, mass, out=np.zeros_like(joint), where=mass > 0).T
     return float(np.mean(np.log([row[label] for row, label in zip(matrix, y, strict=True)])))

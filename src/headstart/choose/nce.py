@@ -69,27 +69,21 @@ def conditional_entropy(labels: Tensor, given: Tensor) -> float:
     """
     require(len(labels) == len(given) > 0, "conditional_entropy needs one class of both kinds for each example",
             (len(labels), len(given)), "Align the two.")  # fmt: skip
-    y, z = _from_zero(labels), _from_zero(given)
-    width = int(z.max()) + 1
-    pairs, counts = _counted(y * width + z)
-    share = counts / torch.bincount(z)[pairs % width].double()  # p(y | z)
-    return float((counts * share.log()).sum().abs()) / len(y)
+    (y, classes), (z, width) = _from_zero(labels), _from_zero(given)
+    pairs = torch.add(z, y, alpha=width)
+    if classes * width < 4 * len(y):
+        table = torch.bincount(pairs, minlength=classes * width).view(classes, width).double()
+        mass = table.sum(0).clamp(min=1)  # of a predicted class that never occurs all cells are 0
+    else:  # more cells than it takes to sort
+        cells, counts = torch.unique(pairs, return_counts=True)
+        table, mass = counts.double(), torch.bincount(z)[cells % width]
+    return float(torch.xlogy(table, table / mass).sum().abs()) / len(y)  # table / mass is p(y | z)
 
 
-def _from_zero(values: Tensor) -> Tensor:
-    """Integers from 0 to about the number of examples, equal where the given ones are."""
+def _from_zero(values: Tensor) -> tuple[Tensor, int]:
+    """Integers from 0, equal where the given ones are, and how many there may be: about the number of examples."""
     low, high = map(int, values.aminmax())
     if high - low < 4 * len(values):
-        return values.long() - low
-    numbers: Tensor = torch.unique(values, return_inverse=True)[1]
-    return numbers
-
-
-def _counted(index: Tensor) -> tuple[Tensor, Tensor]:
-    """The integers that occur, and how often."""
-    if int(index.max()) >= 4 * len(index):  # more cells than it takes to sort
-        present, counts = torch.unique(index, return_counts=True)
-        return present, counts
-    counts = torch.bincount(index)
-    (present,) = counts.nonzero(as_tuple=True)
-    return present, counts[present]
+        return (values.long() - low if low else values.long()), high - low + 1
+    present, numbers = torch.unique(values, return_inverse=True)
+    return numbers, len(present)

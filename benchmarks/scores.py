@@ -94,10 +94,10 @@ def shrunk_hscore(f: Array, y: Array) -> float:
 
 def leep(p: Array, y: Array) -> float:
     """The n x c matrix of expected predictions, then a Python loop over the examples."""
-    n = len(y)
+    share = p / len(y)
     joint = np.zeros((y.max() + 1, p.shape[1]))
     for c in range(y.max() + 1):
-        joint[c] = p[y == c].sum(0) / n
+        joint[c] = share[y == c].sum(0)
     expected = p @ (joint / joint.sum(0, keepdims=True)).T
     return float(np.mean(np.log([row[label] for row, label in zip(expected, y, strict=True)])))
 

@@ -66,13 +66,19 @@ class HScore:
         features, labels = evidence.need("features", "labels")
         labels, classes = classes_of(labels)
         x = features.double()
-        x = x - x.mean(0)
-        fourth = float(torch.linalg.vecdot(x, x).square().sum())
+        mean, counts = x.mean(0), torch.bincount(labels).double()
         if len(x) > x.shape[1]:
-            sums = x.new_zeros(classes, x.shape[1]).index_add_(0, labels, x)
-            found = self._factored(gram(x), sums, torch.bincount(labels).double(), fourth)
+            scatter = gram(x) - len(x) * torch.outer(mean, mean)  # a copy of the features less than centring them
+            if not bool((len(x) * mean.square() <= 1e3 * scatter.diagonal()).all()):  # it would cost over three digits
+                x, mean = x - mean, torch.zeros_like(mean)
+                scatter = gram(x)
+            sums = x.new_zeros(classes, x.shape[1]).index_add_(0, labels, x) - counts[:, None] * mean
+            lengths = torch.linalg.vecdot(x, x) - 2 * (x @ mean) + mean @ mean if self.shrink else mean
+            found = self._factored(scatter, sums, counts, float(lengths.square().sum()))
             if found is not None:
                 return found
+        x = x - mean
+        fourth = float(torch.linalg.vecdot(x, x).square().sum())
         return self._of(Spectrum.exact(x, labels, above=1e-10), fourth, x.shape[1])
 
     def score_from(self, statistics: ClassStatistics) -> float:
@@ -86,11 +92,11 @@ class HScore:
     def _factored(self, scatter: Tensor, sums: Tensor, counts: Tensor, fourth: float) -> float | None:
         """By Cholesky, on features scaled to one variance; None where that would cost more than six digits."""
         n, d = float(counts.sum()), len(scatter)
-        a = shrinkage(fourth, scatter.square().sum().item() / n**2, float(scatter.trace()) / n / d, n, d)
-        if self.shrink and a > 0:
-            scatter = (1 - a) * scatter + a * float(scatter.trace()) / d * torch.eye(
-                d, dtype=sums.dtype, device=sums.device
-            )
+        a, trace = 0.0, float(scatter.trace())
+        if self.shrink:
+            a = shrinkage(fourth, float(scatter.square().sum()) / n**2, trace / n / d, n, d)
+            scatter = (1 - a) * scatter
+            scatter.diagonal().add_(a * trace / d)
         scale = scatter.diagonal().sqrt()
         if not bool((scale > 0).all()):
             return None
@@ -99,7 +105,7 @@ class HScore:
             return None
         means = sums / counts[:, None].sqrt() / scale
         solved = torch.linalg.solve_triangular(factor, means.T, upper=False)
-        return float((1 - a if self.shrink else 1) * solved.square().sum())
+        return float((1 - a) * solved.square().sum())
 
     def _of(self, spectrum: Spectrum, fourth: float, d: int) -> float:
         n = float(spectrum.counts.sum())

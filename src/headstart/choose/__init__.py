@@ -15,6 +15,7 @@ from .nleep import NLEEP as NLEEP
 from .osborn import Osborn as Osborn
 from .panda import PANDA as PANDA
 from .parc import PARC as PARC
+from .path_pkt import MoEPKT as MoEPKT
 from .ped import PED as PED
 from .sfda import SFDA as SFDA
 from .tmi import TMI as TMI

@@ -71,13 +71,18 @@ def conditional_entropy(labels: Tensor, given: Tensor) -> float:
             (len(labels), len(given)), "Align the two.")  # fmt: skip
     (y, classes), (z, width) = _from_zero(labels), _from_zero(given)
     pairs = torch.add(z, y, alpha=width)
-    if classes * width < 4 * len(y):
-        table = torch.bincount(pairs, minlength=classes * width).view(classes, width).double()
-        mass = table.sum(0).clamp(min=1)  # of a predicted class that never occurs all cells are 0
-    else:  # more cells than it takes to sort
-        cells, counts = torch.unique(pairs, return_counts=True)
-        table, mass = counts.double(), torch.bincount(z)[cells % width]
-    return float(torch.xlogy(table, table / mass).sum().abs()) / len(y)  # table / mass is p(y | z)
+    few = classes * width < 4 * len(y)  # else there are more cells than it takes to sort
+    counts = torch.bincount(pairs) if few else torch.unique(pairs, return_counts=True)[1]
+    whole = _weighted(torch.bincount(z))
+    left_open = whole - _weighted(counts)  # sum of m log m over given classes, less that over pairs
+    return left_open / len(y) if left_open > 1e-13 * whole else 0.0  # below is what rounding makes of zero
+
+
+def _weighted(counts: Tensor) -> float:
+    """The sum of c log c over counts (k,), read off how often each count occurs: few logarithms, however many cells."""
+    often = torch.bincount(counts).double()
+    c = torch.arange(len(often), dtype=torch.float64, device=counts.device)
+    return float(torch.xlogy(c, c) @ often)
 
 
 def _from_zero(values: Tensor) -> tuple[Tensor, int]:

@@ -92,8 +92,8 @@ def merged(labels: Tensor, classes: int, seed: int) -> Tensor:
     return (torch.randperm(own, generator=torch.Generator().manual_seed(seed)) % classes)[labels]
 
 
-def source(x: Tensor, y: Tensor, classes: int, seed: int) -> nn.Module:
-    """A small convolutional network with 64 features after a ReLU, trained for 350 steps."""
+def source(x: Tensor, y: Tensor, classes: int, seed: int, steps: int = 350) -> nn.Module:
+    """A small convolutional network for pictures of 8x8 with 64 features after a ReLU, trained for some steps."""
     with seeded(seed):
         model = nn.Sequential()
         model.add_module("conv0", nn.Conv2d(1, 16, 3, padding=1))
@@ -105,8 +105,10 @@ def source(x: Tensor, y: Tensor, classes: int, seed: int) -> nn.Module:
         model.add_module("wide", nn.Linear(512, 64))
         model.add_module("relu2", nn.ReLU())
         model.add_module("head", nn.Linear(64, classes))
-    stream = Batches(x=x, y=y, batch_size=64, seed=seed)
-    return fit(Plan(model=model, stream=stream, steps=350, optimizer=adamw(1e-3)), device="cpu", seed=seed).model.eval()
+    if not steps:
+        return model.eval()
+    plan = Plan(model=model, stream=Batches(x=x, y=y, batch_size=64, seed=seed), steps=steps, optimizer=adamw(1e-3))
+    return fit(plan, device="cpu", seed=seed).model.eval()
 
 
 def against(values: list[float], probes: list[float], tuned: list[float]) -> dict[str, float]:

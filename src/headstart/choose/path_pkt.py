@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -16,12 +17,13 @@ from headstart.nets.bags import ABMIL
 
 PAPER = Paper(
     title="Towards Understanding and Harnessing the Transferability of Prognostic Knowledge in Computational Pathology",
-    authors="Liu et al.",
+    authors="Pei Liu and Luping Ji and Jiaxiang Gou and Xiangxiang Zeng",
     year=2025,
     arxiv="2508.13482",
     code="https://github.com/liupei101/Path-PKT",
-    departs="Sources are chosen on training folds, where the release looks at the target's test folds; batches of "
-    "padded bags take the place of single bags whose gradients are accumulated.",
+    departs="Positive sources are chosen on the folds that are not tested on (`positive_sources`), where the release "
+    "looks at the target's test folds; batches of padded bags take the place of single bags whose gradients are "
+    "accumulated; the router's Gumbel noise, off in the release, is left out.",
 )
 
 
@@ -43,7 +45,8 @@ class SurvivalNLL(Term):
     Cost: O(n T).
 
     Raises:
-        Refused: no labels, no events in the batch, bins outside the outputs, alpha outside [0, 1].
+        Refused: a batch without bins or event flags, flags other than 0 and 1, bins outside the outputs, alpha outside
+            [0, 1].
 
     Reference: Liu et al. 2025, as in Zadeh and Schmid 2020.
 
@@ -64,11 +67,14 @@ class SurvivalNLL(Term):
         logits, bins, event = step.run(step.batch.x).output, step.batch.y, step.batch.extra.get("event")
         require(bins is not None and event is not None, 'SurvivalNLL needs bins in y and extra["event"]', None,
                 'Pass Batch(x, bins, {"event": events}).')  # fmt: skip
+        require(bins.shape == event.shape == logits.shape[:1] and bool(((event == 0) | (event == 1)).all()),
+                "Each patient needs a bin and an event flag, 0 or 1", (tuple(bins.shape), tuple(event.shape)),
+                "Flag 1 where the event was seen; a censoring flag is its opposite.")  # fmt: skip
         top = int(bins.max())
         require(int(bins.min()) >= 0 and top < logits.shape[1], f"Bins must lie in 0..{logits.shape[1] - 1}", top,
                 "Use binned(times, bins=outputs of the model).")  # fmt: skip
         log_survive = F.logsigmoid(-logits).cumsum(1)  # log S(j)
-        low = torch.log(torch.tensor(self.floor, dtype=logits.dtype, device=logits.device))
+        low = math.log(self.floor)
         before = F.pad(log_survive, (1, 0))[:, :-1].gather(1, bins[:, None])[:, 0].clamp(min=low)
         dies = F.logsigmoid(logits).gather(1, bins[:, None])[:, 0].clamp(min=low)
         stays = log_survive.gather(1, bins[:, None])[:, 0].clamp(min=low)
@@ -95,9 +101,22 @@ class MoEPKT(nn.Module):
     Shape: a mapping with "instances" (n, K, inputs), maybe "mask" (n, K), and "experts" (n, experts, width)
         -> (n, outputs).
 
+    Use it when: some fifty patients or more, and a few trained models of related tasks on the same kind of instances.
+    Not when: fewer have had the event; then `pooled_risk` of the positive sources needs no training. If the target's
+        own model is an expert, its vectors of patients it was trained on look better than they are, and the router
+        trusts it too much: pass vectors of patients held out from it, or leave it out.
+
     Cost: one ABMIL and one batched product of experts; the frozen models ran once, before (`vectors_of`).
 
+    Raises:
+        Refused: top outside 1..experts, another number or width of vectors than experts.
+
     Reference: Liu et al. 2025, section 5.
+
+    >>> x = {"instances": torch.ones(2, 7, 3), "experts": torch.ones(2, 4, 8)}
+    >>> model = MoEPKT(3, experts=4, outputs=5, width=8, top=2)
+    >>> model(x).shape, (model.weights(x) > 0).sum(1).tolist()
+    (torch.Size([2, 5]), [2, 2])
     """
 
     def __init__(
@@ -115,16 +134,20 @@ class MoEPKT(nn.Module):
         self.head = nn.Linear(width, outputs)
         self.top = top
 
+    def weights(self, x: Any) -> Tensor:
+        """How much each expert says of each bag, (n, experts): the softmax where it is among the best, else 0."""
+        p: Tensor = self.router(self.trunk.bag(x)).softmax(1)
+        best = p.topk(self.top, 1)
+        return torch.zeros_like(p).scatter(1, best.indices, best.values)
+
     def forward(self, x: Mapping[str, Any]) -> Tensor:
         seen: Tensor = x["experts"]
-        p = self.router(self.trunk.bag(x)).softmax(1)  # (n, E)
-        require(seen.shape[1:] == (p.shape[1], self.trunk.embed[0].out_features), "MoEPKT needs one vector an expert",
-                tuple(seen.shape), "Pass vectors_of(models, bags), the models in the order of training.")  # fmt: skip
+        wanted = (len(x["instances"]), self.router.out_features, self.router.in_features)
+        require(seen.shape == wanted, f"MoEPKT needs one vector an expert, {wanted}", tuple(seen.shape),
+                "Pass vectors_of(models, bags), the models in the order of training.")  # fmt: skip
         if len(self.weight):
             seen = (torch.einsum("ned,edf->nef", seen, self.weight) + self.bias).relu()
-        best = p.topk(self.top, 1)
-        weight = torch.zeros_like(p).scatter(1, best.indices, best.values)
-        logits: Tensor = self.head(torch.einsum("ne,ned->nd", weight, seen))
+        logits: Tensor = self.head(torch.einsum("ne,ned->nd", self.weights(x), seen))
         return logits
 
 
@@ -138,7 +161,12 @@ class Routing(Term):
             the release's mean largest weight, which flattens each bag's routing instead of balancing the load.
         layer: the router, whose outputs (n, E) are read.
 
+    Use it when: training a `MoEPKT`, or any model with a layer that gives logits over experts.
+
     Cost: O(n E).
+
+    Raises:
+        Refused: a weight below 0.
 
     Reference: Liu et al. 2025, as released; Fedus et al. 2022 for the true balance.
 
@@ -164,10 +192,3 @@ class Routing(Term):
             first = p.shape[1] * (often * p.mean(0)).sum()
         loss: Tensor = self.balance * first + self.z * r.logsumexp(1).square().mean()
         return loss
-
-
-def vectors_of(models: Sequence[ABMIL], x: Any) -> Tensor:
-    """What frozen models see of the same bags, (n, models, width), once and for all; in eval mode, without gradient."""
-    require(bool(models), "vectors_of needs a model", "none", "Pass trained ABMIL networks.")
-    with torch.no_grad():
-        return torch.stack([model.eval().bag(x) for model in models], 1)

@@ -1,4 +1,4 @@
-"""Survival in discrete time: bins, the risk a model's hazards say, and how well risks order the patients."""
+"""Survival in discrete time: bins, the risk hazards say, and how well risks order patients."""
 
 from __future__ import annotations
 
@@ -40,10 +40,12 @@ def concordance(risks: Tensor, times: Tensor, events: Tensor) -> float:
         times: (n,) of the event or of the last look.
         events: (n,) true where the event was seen.
 
-    Cost: O(n²) in blocks of 1,024 rows.
+    Cost: O(n²) comparisons in blocks of four million, so the memory is free of n.
 
     Raises:
-        Refused: different lengths, NaN, nobody to compare.
+        Refused: different lengths, NaN, events other than 0 and 1, nobody to compare.
+
+    Reference: Harrell et al. 1982.
 
     >>> concordance(torch.tensor([3.0, 2.0, 1.0]), torch.tensor([1.0, 2.0, 3.0]), torch.tensor([True, True, False]))
     1.0
@@ -52,12 +54,13 @@ def concordance(risks: Tensor, times: Tensor, events: Tensor) -> float:
             (len(risks), len(times), len(events)), "Align the three.")  # fmt: skip
     finite("risks", risks)
     finite("times", times)
+    require(bool(((events == 0) | (events == 1)).all()), "Events must be 0 or 1", "others", "1 is a death seen.")
     r, t, e = risks.double(), times.double(), events.bool()
     right, pairs = 0.0, 0
-    for rows in torch.split(torch.nonzero(e)[:, 0], 1024):
+    for rows in torch.split(torch.nonzero(e)[:, 0], max(1, 2**22 // max(1, len(r)))):
         after = (t > t[rows, None]) | ((t == t[rows, None]) & ~e)  # (b, n)
         gap = r[rows, None] - r
-        right += float((after * ((gap > 1e-8).double() + 0.5 * (gap.abs() <= 1e-8))).sum())
+        right += int((after & (gap > 1e-8)).sum()) + int((after & (gap.abs() <= 1e-8)).sum()) / 2
         pairs += int(after.sum())
     require(
         pairs > 0, "Concordance needs two patients who can be compared", "none", "Follow more patients to an event."

@@ -8,14 +8,14 @@ import torch
 from torch import Tensor, nn
 
 from headstart.choose.path_pkt import PAPER as PAPER
-from headstart.choose.path_pkt import MoEPKT, Routing, SurvivalNLL, vectors_of
+from headstart.choose.path_pkt import MoEPKT, Routing, SurvivalNLL
 from headstart.choose.survival import binned, concordance, risk
 from headstart.core.claim import Claim
 from headstart.core.loop import fit
 from headstart.core.plan import Plan, Term, adamw
 from headstart.core.rng import seeded
 from headstart.core.stream import Batch
-from headstart.nets.bags import ABMIL
+from headstart.nets.bags import ABMIL, vectors_of
 
 CLAIMS = (
     Claim(

@@ -117,13 +117,18 @@ class PED:
         """The features after the classes have pushed each other apart, and what that took."""
         features, labels = evidence.need("features", "labels")
         labels, _ = classes_of(labels)
-        reference = features if evidence.source is None else evidence.source.features
-        mean, variance = _spread(reference)
-        scale = variance.sqrt().clamp(min=self.eps)
-        rows = torch.split(labels.argsort(stable=True), torch.bincount(labels).tolist())
+        counts = torch.bincount(labels).double()
+        rows = torch.split(labels.argsort(stable=True), counts.long().tolist())
         inside = [_spread(features[own]) for own in rows]
-        start = (torch.stack([m for m, _ in inside]) - mean) / scale  # (c, d)
-        squared = torch.stack([(v / scale.square()).sum() for _, v in inside])  # radii, which never change
+        centres, within = torch.stack([m for m, _ in inside]), torch.stack([v for _, v in inside])  # (c, d)
+        if evidence.source is None:  # of all, from those of the classes: a pass over the features less
+            mean = counts @ centres / len(labels)
+            variance = counts @ (within + (centres - mean).square()) / len(labels)
+        else:
+            mean, variance = _spread(evidence.source.features)
+        scale = variance.sqrt().clamp(min=self.eps)
+        start = (centres - mean) / scale
+        squared = (within / scale.square()).sum(1)  # radii, which never change
         means, potential, accepted, displacement, first = start, [], 0, 0.0, 0.0
         while True:
             push, energy = self.push(means, squared.sqrt())
@@ -136,8 +141,7 @@ class PED:
         moved = means - start
         out = torch.empty(features.shape, dtype=torch.float64, device=features.device)
         for own, shift in zip(rows, moved * scale, strict=True):
-            out[own] = features[own] + shift
-        counts = torch.bincount(labels).double()
+            out[own] = features[own].double() + shift
         centred = start - counts @ start / len(labels)
         spread = float(counts @ (squared + centred.square().sum(1)))
         went = float(counts @ moved.square().sum(1))

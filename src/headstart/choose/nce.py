@@ -71,9 +71,12 @@ def conditional_entropy(labels: Tensor, given: Tensor) -> float:
             (len(labels), len(given)), "Align the two.")  # fmt: skip
     (y, classes), (z, width) = _from_zero(labels), _from_zero(given)
     pairs = torch.add(z, y, alpha=width)
-    few = classes * width < 4 * len(y)  # else there are more cells than it takes to sort
-    counts = torch.bincount(pairs) if few else torch.unique(pairs, return_counts=True)[1]
-    whole = _weighted(torch.bincount(z))
+    if classes * width < 4 * len(y):
+        table = torch.bincount(pairs, minlength=classes * width)
+        counts, mass = table, table.view(classes, width).sum(0)
+    else:  # more cells than it takes to sort
+        counts, mass = torch.unique(pairs, return_counts=True)[1], torch.bincount(z)
+    whole = _weighted(mass)
     left_open = whole - _weighted(counts)  # sum of m log m over given classes, less that over pairs
     return left_open / len(y) if left_open > 1e-13 * whole else 0.0  # below is what rounding makes of zero
 

@@ -180,7 +180,5 @@ class PED:
 def _spread(x: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and variance (d,) of rows (n, d), in float64."""
     mean = x.mean(0, dtype=torch.float64)
-    squares = [
-        (part - mean).square_().sum(0) for part in torch.split(x, ROWS)
-    ]  # a float64 mean makes the difference so
+    squares = [(part - mean).square_().sum(0) for part in torch.split(x, ROWS)]  # float64, as the mean is
     return mean, torch.stack(squares).sum(0) / len(x)

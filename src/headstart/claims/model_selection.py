@@ -26,6 +26,7 @@ class Candidate:
 def measured(logits: Tensor, labels: Tensor) -> Metrics:
     """Accuracy and unweighted means over the classes of precision, recall and F1; an absent prediction counts 0.
 
+    >>> import torch
     >>> measured(torch.eye(2)[[0, 0, 0, 0]], torch.tensor([0, 0, 1, 1]))["macro F1"]
     0.333...
     """

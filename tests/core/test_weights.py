@@ -12,20 +12,24 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load_file
 from torch import Tensor
 
-from headstart.core import weights as module
+from headstart.core import shards, write
 from headstart.core.validate import Refused
 from headstart.core.weights import (
     LazyWeights,
     MergeRule,
+    Spec,
     Weights,
     aligned,
     by_tensor,
     fingerprint,
     merge_streaming,
+    merged_parts,
     save_weights,
 )  # fmt: skip
+from headstart.merge import Average, Ties
 from headstart.testing.subject import difference
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64, torch.int64, torch.bool)
@@ -53,7 +57,7 @@ def test_lazy_weights_are_what_was_saved(sizes: list[int], dtype: torch.dtype, s
 
 
 def test_shards_carry_an_index_that_transformers_reads(tmp_path: Path) -> None:
-    save_weights(state().items(), tmp_path, shard_bytes=60)
+    save_weights(state(), tmp_path, shard_bytes=60)
     index = json.loads((tmp_path / "model.safetensors.index.json").read_text())
     files = sorted(p.name for p in tmp_path.glob("*.safetensors"))
     assert len(files) > 2
@@ -98,22 +102,71 @@ def test_nothing_there_is_refused(tmp_path: Path) -> None:
         LazyWeights(tmp_path)
 
 
-def test_a_full_disk_keeps_the_old_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("place", ["_claim", "_write"])
+def test_a_full_disk_keeps_the_old_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str) -> None:
     save_weights(state(0), tmp_path)
-    real = module.write_atomically
 
-    def full(path: Path, write) -> None:
-        def half(file) -> None:
-            file.write(b"half")
-            raise OSError(28, "No space left on device")
+    def full(*_given: object) -> None:
+        raise OSError(28, "No space left on device")
 
-        real(path, half)
-
-    monkeypatch.setattr(module, "write_atomically", full)
+    monkeypatch.setattr(write, place, full)
     with pytest.raises(OSError, match="No space left"):
         save_weights(state(1), tmp_path)
     assert [p.name for p in tmp_path.iterdir()] == ["model.safetensors"]
     assert fingerprint(LazyWeights(tmp_path)) == fingerprint(state(0))
+
+
+def test_fewer_shards_leave_no_old_ones_behind(tmp_path: Path) -> None:
+    save_weights(state(0), tmp_path, shard_bytes=60)
+    save_weights(state(1), tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == ["model.safetensors"]
+    assert fingerprint(LazyWeights(tmp_path)) == fingerprint(state(1))
+
+
+def test_parts_may_come_in_any_order_but_must_all_come(tmp_path: Path) -> None:
+    specs = {"a": Spec(torch.float16, (2, 3)), "b": Spec(torch.float64, (2,))}
+    parts = [("b", 1, torch.tensor([5.0])), ("a", 2, torch.arange(4.0)), ("b", 0, torch.tensor([4.0])),
+             ("a", 0, torch.ones(2))]  # fmt: skip
+    write.write_parts(iter(parts), specs, tmp_path)
+    lazy = LazyWeights(tmp_path)
+    assert lazy["a"].tolist() == [[1, 1, 0], [1, 2, 3]]
+    assert lazy["b"].tolist() == [4, 5]
+    assert lazy.part("a", 1, 4).tolist() == [1, 0, 1]
+    assert load_file(tmp_path / "model.safetensors")["b"].tolist() == [4, 5]
+    with pytest.raises(Refused, match=r"written once; got \['a'\]"):
+        write.write_parts(iter(parts[:3]), specs, tmp_path)
+    assert lazy["a"].tolist() == [[1, 1, 0], [1, 2, 3]]
+
+
+@pytest.mark.parametrize(("damage", "message"), [
+    (lambda data: data[:-1], "'b' at 4 to 6|'a' at 0 to 4"), (lambda data: data[:5], "of 5 bytes"),
+    (lambda data: data[:8] + b"x" + data[9:], "readable header"), (lambda data: b"\xff" * 8 + data[8:], "bytes"),
+])  # fmt: skip
+def test_a_damaged_file_is_refused(tmp_path: Path, damage, message: str) -> None:
+    save_weights({"a": torch.ones(2).half(), "b": torch.ones(1).half()}, tmp_path)
+    file = tmp_path / "model.safetensors"
+    file.write_bytes(damage(file.read_bytes()))
+    with pytest.raises(Refused, match=message):
+        LazyWeights(file)
+
+
+def test_a_new_folder_takes_the_old_ones_place_or_is_gone(tmp_path: Path) -> None:
+    place = tmp_path / "model"
+    with write.new_folder(place) as folder:
+        (folder / "first").touch()
+
+    def half() -> None:
+        with write.new_folder(place) as folder:
+            (folder / "half").touch()
+            raise OSError("full")
+
+    with pytest.raises(OSError, match="full"):
+        half()
+    assert [p.name for p in place.iterdir()] == ["first"]
+    with write.new_folder(place) as folder:
+        (folder / "second").touch()
+    assert [p.name for p in place.iterdir()] == ["second"]
+    assert [p.name for p in tmp_path.iterdir()] == ["model"]
 
 
 class Mean:
@@ -134,7 +187,8 @@ class ByNorm(Mean):
 
     scope = "model"
 
-    def survey(self, models: Sequence[Weights], *, base: Weights | None = None) -> MergeRule:
+    def survey(self, models: Sequence[Weights], *, base: Weights | None = None,
+               importance: Sequence[Weights] | None = None) -> MergeRule:  # fmt: skip
         norms = [sum(float(m[n].double().norm() ** 2) for n in m if m[n].is_floating_point()) for m in models]
         return Only(norms.index(max(norms)))
 
@@ -149,7 +203,7 @@ class Only(Mean):
 
     def merge(self, models: Sequence[Weights], *, base: Weights | None = None,
               importance: Sequence[Weights] | None = None) -> dict[str, Tensor]:  # fmt: skip
-        return by_tensor(lambda _n, stacked, _b, _i: stacked[self.index], models)
+        return by_tensor(lambda _n, stacked, _b, _i: stacked[self.index], models, base)
 
 
 @pytest.mark.parametrize("rule", [Mean(), ByNorm()])
@@ -161,8 +215,21 @@ def test_streamed_is_whole_bit_for_bit(tmp_path: Path, rule: MergeRule, with_bas
     for k, m in enumerate(models):
         save_weights(m, tmp_path / str(k), shard_bytes=50)
     lazy = [LazyWeights(tmp_path / str(k)) for k in range(3)]
-    save_weights(merge_streaming(rule, lazy, base=base, importance=importance), tmp_path / "merged", shard_bytes=50)
+    parts = merged_parts(rule, lazy, base=base, importance=importance)
+    specs = {name: lazy[0].spec(name) for name in lazy[0]}
+    write.write_parts(parts, specs, tmp_path / "merged", shard_bytes=50)
     assert not difference(whole, {name: LazyWeights(tmp_path / "merged")[name] for name in whole})
+    assert not difference(whole, dict(merge_streaming(rule, lazy, base=base, importance=importance)))
+
+
+@pytest.mark.parametrize("part", [1, 3, 1000])
+def test_parts_change_nothing(part: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    models, base = [state(k) for k in range(3)], state(9)
+    rules = [Average(weights=(1.0, 2.0, 3.0)), Ties(density=0.3), Ties(density=0.5, trim="tensor", combine="max")]
+    wholes = [rule.merge(models, base=base) for rule in rules]
+    monkeypatch.setattr(shards, "PART", part)
+    for rule, whole in zip(rules, wholes, strict=True):
+        assert not difference(whole, rule.merge(models, base=base))
 
 
 def test_by_tensor_keeps_dtypes_counters_and_merges_wide() -> None:

@@ -100,8 +100,7 @@ def run(seed: int) -> dict[str, dict[str, float]]:
     signs = torch.randint(0, 2, start.shape, generator=torch.Generator().manual_seed(seed)) * 2 - 1
     found: dict[str, list[float]] = {"electing": [], "not electing": [], "random signs": []}
     for density in DENSITIES:
-        cut = largest(lambda: [taus], int(density * len(start)))
-        trimmed = cut(taus)
+        trimmed = largest(taus, int(density * len(start)))
         found["electing"].append(tuned_accuracy(_flat(Ties(density=density).merge(models, base=base)) - start))
         found["not electing"].append(tuned_accuracy(_mean(trimmed)))
         found["random signs"].append(tuned_accuracy(_mean(trimmed * (trimmed.sign() == signs))))

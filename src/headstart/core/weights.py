@@ -1,21 +1,23 @@
-"""Weights as mappings: in memory or lazily on disk, checked, combined tensor by tensor, written whole or not at all."""
+"""Several models' weights into one: what a rule is, and the frames that feed it tensor by tensor or part by part."""
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
-from typing import ClassVar, Literal, Protocol, TypeAlias, runtime_checkable
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
+from typing import ClassVar, Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
-from .checkpoint import write_atomically
+from .shards import LazyWeights as LazyWeights
+from .shards import Spec as Spec
+from .shards import Weights as Weights
+from .shards import fingerprint as fingerprint
+from .shards import reader as reader
+from .shards import spans as spans
+from .shards import spec_of as spec_of
 from .validate import finite, require
-
-Weights: TypeAlias = Mapping[str, Tensor]
-"""A plain state dict, or a lazy one over safetensors shards."""
+from .write import save_weights as save_weights
 
 
 class MergeRule(Protocol):
@@ -39,106 +41,42 @@ class MergeRule(Protocol):
 
 @runtime_checkable
 class Surveyed(Protocol):
-    """A "model" rule: `survey` reads the models once and returns a rule of scope "tensor"."""
+    """A "model" rule: `survey` reads the models and returns a rule of scope "tensor"."""
 
-    def survey(self, models: Sequence[Weights], *, base: Weights | None = None) -> MergeRule: ...
-
-
-class LazyWeights(Mapping[str, Tensor]):
-    """The tensors of a safetensors file or sharded folder, read from disk one at a time when asked for.
-
-    Args:
-        path: a .safetensors file, or a folder with model.safetensors or model.safetensors.index.json.
-
-    Raises:
-        Refused: nothing there, a pickled checkpoint, or an index that names a file outside the folder.
-    """
-
-    def __init__(self, path: Path | str) -> None:
-        from safetensors import safe_open
-
-        path = Path(path)
-        self._files: dict[str, Path] = {}
-        for file in _shards(path):
-            with safe_open(file, framework="pt") as handle:
-                self._files.update(dict.fromkeys(handle.keys(), file))
-
-    def __getitem__(self, name: str) -> Tensor:
-        from safetensors import safe_open
-
-        with safe_open(self._files[name], framework="pt") as handle:
-            return handle.get_tensor(name)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._files)
-
-    def __len__(self) -> int:
-        return len(self._files)
+    def survey(
+        self, models: Sequence[Weights], *, base: Weights | None = None, importance: Sequence[Weights] | None = None
+    ) -> MergeRule | Entrywise: ...
 
 
-def _shards(path: Path) -> list[Path]:
-    require(path.exists(), "Weights need a file or folder that exists", path, "Check the path.")
-    if path.is_file():
-        require(path.suffix == ".safetensors", "Weights are read from safetensors only, since a pickle can run code",
-                path.name, "Convert it where you trust it: safetensors.torch.save_file(state_dict, PATH).")  # fmt: skip
-        return [path]
-    index = path / "model.safetensors.index.json"
-    if index.exists():
-        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-        outside = [name for name in names if Path(name).name != name]
-        require(not outside, "A weight index must name files of its own folder", outside, "Do not load this folder.")
-        return [path / name for name in names]
-    single = path / "model.safetensors"
-    pickles = sorted(p.name for p in (*path.glob("*.bin"), *path.glob("*.pt"), *path.glob("*.pth")))
-    require(single.exists(), "A model folder needs model.safetensors", f"{pickles} (pickled; not loaded)" if pickles
-            else "no weights", "Save it with save_pretrained(..., safe_serialization=True).")  # fmt: skip
-    return [single]
+@runtime_checkable
+class Entrywise(Protocol):
+    """A rule in which each entry depends on the same entry of the models alone, so that tensors come in parts."""
 
+    def combine_part(
+        self,
+        name: str,
+        rows: Iterable[Tensor],
+        base: Tensor | None,
+        importance: Iterable[Tensor] | None,
+        start: int,
+    ) -> Tensor | None:
+        """Entries `start` and on of one tensor.
 
-def save_weights(weights: Weights | Iterable[tuple[str, Tensor]], folder: Path, *, shard_bytes: int = 2**30) -> None:
-    """Write model.safetensors into `folder`, or numbered shards with an index once they pass `shard_bytes`.
+        Args:
+            name: of the tensor.
+            rows: of each model in turn the entries (n,), float32 or wider; read when asked for, once.
+            base: the same entries of the base, or None.
+            importance: the same entries of each model's importance, or None.
+            start: place of the first entry in the flattened tensor.
 
-    Takes pairs as they come, so memory is one shard; each file is written beside its place and renamed.
-    """
-    from safetensors.torch import save
-
-    shard: dict[str, Tensor] = {}
-    files: list[list[str]] = []
-    total = held = 0
-
-    def flush() -> None:
-        nonlocal held
-        data = save(shard, metadata={"format": "pt"})
-        write_atomically(folder / f"model-{len(files) + 1:05d}.safetensors", lambda file: file.write(data))
-        files.append(list(shard))
-        shard.clear()
-        held = 0
-
-    for name, tensor in weights.items() if isinstance(weights, Mapping) else weights:
-        size = tensor.numel() * tensor.element_size()
-        if shard and held + size > shard_bytes:
-            flush()
-        shard[name] = tensor.detach().cpu().contiguous().clone()  # clone: tied tensors may not share memory on disk
-        held += size
-        total += size
-    flush()
-    if len(files) == 1:
-        (folder / "model-00001.safetensors").replace(folder / "model.safetensors")
-        return
-    where = {}
-    for k, names in enumerate(files, 1):
-        final = f"model-{k:05d}-of-{len(files):05d}.safetensors"
-        (folder / f"model-{k:05d}.safetensors").replace(folder / final)
-        where.update(dict.fromkeys(names, final))
-    index = json.dumps({"metadata": {"total_size": total}, "weight_map": where}, indent=1).encode()
-    write_atomically(folder / "model.safetensors.index.json", lambda file: file.write(index))
+        Returns:
+            (n,), float32 or wider; or None when all other parts must be seen first, and it is asked again.
+        """
+        ...
 
 
 def aligned(models: Sequence[Weights], base: Weights | None = None) -> list[str]:
-    """The names all models share, in the first one's order; a missing or misshapen tensor is refused by name.
-
-    Cost: reads every tensor once where a model is lazy.
-    """
+    """The names all models share, in the first one's order; a missing or misshapen tensor is refused by name."""
     require(len(models) >= 1, "A merge needs at least one model", len(models), "Pass state dicts.")
     names = list(models[0])
     for k, other in enumerate([*models[1:], *([base] if base is not None else [])], 1):
@@ -147,7 +85,7 @@ def aligned(models: Sequence[Weights], base: Weights | None = None) -> list[str]
         require(not odd, "All models must have the same tensors", f"{odd[:3]} in only one of model 0 and {who}",
                 "Drop those names, or merge models of one architecture.")  # fmt: skip
         for name in names:
-            shapes = tuple(models[0][name].shape), tuple(other[name].shape)
+            shapes = spec_of(models[0], name).shape, spec_of(other, name).shape
             require(shapes[0] == shapes[1], f"Tensor {name!r} must have one shape", f"{shapes[0]} and {shapes[1]}",
                     "Align vocabularies or heads first.")  # fmt: skip
     return names
@@ -159,7 +97,7 @@ def by_tensor(
     base: Weights | None = None,
     importance: Sequence[Weights] | None = None,
 ) -> dict[str, Tensor]:
-    """Combine aligned models name by name: the frame of every rule of scope "tensor".
+    """Combine aligned models name by name: the frame of rules that need a whole tensor at once.
 
     Args:
         combine: (name, stacked (k, ...), base (...) or None, importance (k, ...) or None) -> (...); float32 or wider.
@@ -177,7 +115,7 @@ def by_tensor(
         if not first.is_floating_point():
             merged[name] = (first if base is None else base[name]).clone()
             continue
-        wide = torch.promote_types(first.dtype, torch.float32)
+        wide = wider(first.dtype)
         stacked = torch.stack([model[name].to(first.device, wide) for model in models])
         finite(f"tensor {name!r}", stacked, "Do not merge a diverged model.")
         origin = None if base is None else base[name].to(first.device, wide)
@@ -186,32 +124,103 @@ def by_tensor(
     return merged
 
 
+def by_entry(
+    rule: MergeRule | Entrywise,
+    models: Sequence[Weights],
+    base: Weights | None = None,
+    importance: Sequence[Weights] | None = None,
+) -> dict[str, Tensor]:
+    """What `merge` of an `Entrywise` rule returns: the parts put together."""
+    merged = dict(merge_streaming(rule, models, base=base, importance=importance))
+    return {name: merged[name] for name in models[0]}
+
+
+def wider(dtype: torch.dtype) -> torch.dtype:
+    """What weights of this dtype are combined in: float64 stays, the rest is float32."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def merged_parts(
+    rule: MergeRule | Entrywise,
+    models: Sequence[Weights],
+    *,
+    base: Weights | None = None,
+    importance: Sequence[Weights] | None = None,
+) -> Iterator[tuple[str, int, Tensor]]:
+    """(name, first entry, merged entries) in the dtype of the first model, for `write_parts`.
+
+    Memory: parts of one model, the base and the result at a time, whatever the number and size of the models; a rule
+    that is not `Entrywise` holds one tensor of each.
+    """
+    names = aligned(models, base)
+    if isinstance(rule, Surveyed):
+        rule = rule.survey(models, base=base, importance=importance)
+    later = []
+    for name in names:
+        spec = spec_of(models[0], name)
+        copied = reader(models[0] if base is None else base, name)
+        if not spec.dtype.is_floating_point:
+            yield from ((name, start, copied(start, stop).clone()) for start, stop in spans(spec.entries))
+        elif isinstance(rule, Entrywise):
+            merge = _merger(rule, name, models, base, importance)
+            for start, stop in spans(spec.entries):
+                if (part := merge(start, stop)) is None:
+                    later.append((name, start, partial(merge, start, stop)))
+                else:
+                    yield name, start, part
+        else:
+            only = [{name: model[name]} for model in models]
+            own = None if importance is None else [{name: one[name]} if name in one else {} for one in importance]
+            merged = rule.merge(only, base=None if base is None else {name: base[name]}, importance=own)
+            yield name, 0, merged[name].reshape(-1)
+    for name, start, again in later:
+        part = again()
+        assert part is not None, "asked again, a rule must answer"
+        yield name, start, part
+
+
+def _merger(
+    rule: Entrywise,
+    name: str,
+    models: Sequence[Weights],
+    base: Weights | None,
+    importance: Sequence[Weights] | None,
+) -> Callable[[int, int], Tensor | None]:
+    """(start, stop) -> those entries of one tensor, merged."""
+    dtype = spec_of(models[0], name).dtype
+    wide, device = wider(dtype), reader(models[0], name)(0, 0).device
+
+    def rows(sources: Sequence[Weights]) -> Callable[[int, int], Iterator[Tensor]]:
+        readers = [reader(one, name) for one in sources]
+        return lambda start, stop: (_part(name, read(start, stop).to(device, wide)) for read in readers)
+
+    of_models, of_base, of_importance = rows(models), rows([] if base is None else [base]), rows(importance or [])
+
+    def merge(start: int, stop: int) -> Tensor | None:
+        counts = None if importance is None else of_importance(start, stop)
+        merged = rule.combine_part(name, of_models(start, stop), next(of_base(start, stop), None), counts, start)
+        return None if merged is None else merged.to(dtype)
+
+    return merge
+
+
+def _part(name: str, part: Tensor) -> Tensor:
+    finite(f"tensor {name!r}", part, "Do not merge a diverged model.")
+    return part
+
+
 def merge_streaming(
-    rule: MergeRule,
+    rule: MergeRule | Entrywise,
     models: Sequence[Weights],
     *,
     base: Weights | None = None,
     importance: Sequence[Weights] | None = None,
 ) -> Iterator[tuple[str, Tensor]]:
-    """The merged tensors one at a time, for models larger than memory; the same numbers as `rule.merge`.
-
-    Memory: one tensor of each model. Feed the pairs to `save_weights`.
-    """
-    names = aligned(models, base)
-    if isinstance(rule, Surveyed):
-        rule = rule.survey(models, base=base)
-    for name in names:
-        only = [{name: model[name]} for model in models]
-        origin = None if base is None else {name: base[name]}
-        weight = None if importance is None else [{name: w[name]} for w in importance]
-        yield name, rule.merge(only, base=origin, importance=weight)[name]
-
-
-def fingerprint(weights: Weights) -> str:
-    """sha256 over names, dtypes, shapes and bytes, in the order of names; the same for lazy and loaded weights."""
-    digest = hashlib.sha256()
-    for name in sorted(weights):
-        tensor = weights[name].detach().cpu().contiguous()
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
+    """The merged tensors one at a time; the same numbers as `rule.merge`. Memory: one tensor beside `merged_parts`."""
+    made: dict[str, dict[int, Tensor]] = {}
+    for name, start, part in merged_parts(rule, models, base=base, importance=importance):
+        parts, spec = made.setdefault(name, {}), spec_of(models[0], name)
+        parts[start] = part
+        if sum(map(len, parts.values())) == spec.entries:
+            ordered = [own for _, own in sorted(made.pop(name).items())]
+            yield name, (ordered[0] if len(ordered) == 1 else torch.cat(ordered)).view(spec.shape)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from headstart.core.paper import Paper
 from headstart.core.validate import require
-from headstart.core.weights import Weights, by_tensor
+from headstart.core.weights import Weights, by_entry
 
 PAPER = Paper(
     title="Model soups: averaging weights of multiple fine-tuned models improves accuracy without increasing inference "
@@ -35,7 +35,7 @@ class Average:
     Use it when: the models share one pretrained start and one architecture, and there is no data to merge with.
     Not when: they were trained from different starts (align them first) or for conflicting tasks (see `Ties`).
 
-    Cost: one pass; memory of one tensor from each model when streamed.
+    Cost: one pass; memory of one part of a model when streamed.
 
     Notes: sums in float64, so k copies of a model give it back bit for bit up to float32.
 
@@ -65,13 +65,17 @@ class Average:
         self, models: Sequence[Weights], *, base: Weights | None = None, importance: Sequence[Weights] | None = None
     ) -> dict[str, Tensor]:
         """The mean of each tensor; integer tensors are copied from `base`, else from the first model."""
+        return by_entry(self, models, base, importance)
+
+    def combine_part(
+        self, name: str, rows: Iterable[Tensor], base: Tensor | None, importance: Iterable[Tensor] | None, start: int
+    ) -> Tensor:
+        """See `Entrywise`."""
         require(importance is None, "Average counts whole models", "importance=", "Leave it out, or pass weights=.")
-        given = self.weights or (1.0,) * len(models)
-        require(len(given) == len(models), f"Average needs one weight for each of {len(models)} models", len(given),
+        total, given, k = torch.zeros(()), self.weights, 0
+        for k, row in enumerate(rows, 1):
+            weight = 1.0 if given is None else given[k - 1] if k <= len(given) else 0.0
+            total = total + weight * row.double()
+        require(given is None or len(given) == k, f"Average needs one weight for each of {k} models", len(given or ()),
                 "Pass as many weights as models.")  # fmt: skip
-        share = torch.tensor(given, dtype=torch.float64)
-
-        def mean(_name: str, stacked: Tensor, _base: Tensor | None, _importance: Tensor | None) -> Tensor:
-            return torch.einsum("k,k...->...", share.to(stacked.device), stacked.double()) / share.sum()
-
-        return by_tensor(mean, models, base)
+        return total / (k if given is None else sum(given))

@@ -70,7 +70,7 @@ def clp_embeddings(
         Refused: no overlap, duplicates or rows outside the table, NaN, unlike word-start markers without `spelling`,
             or signed weights that sum to less than a twentieth of their size ("paper").
 
-    Reference: Ostendorff and Rehm 2023, section 3 (cross-lingual and progressive transfer), equations 1 and 2.
+    Reference: Ostendorff and Rehm 2023, cross-lingual and progressive transfer, and the released code.
 
     >>> helper = torch.tensor([[1.0, 0.0], [0.0, 1.0], [3.0, 4.0]])
     >>> rows, report = clp_embeddings(torch.tensor([[7.0], [0.0]]), ["a", "b"], helper, ["a", "b", "c"])
@@ -140,7 +140,7 @@ def clp_transfer(
     Raises:
         Refused: a model without such methods, and what `clp_embeddings` refuses.
 
-    Reference: Ostendorff and Rehm 2023, section 3.
+    Reference: Ostendorff and Rehm 2023, cross-lingual and progressive transfer.
     """
     rest: dict[str, Any] = {"weighting": weighting, "k": k, "temperature": temperature, "match_norm": match_norm,
                             "roles": roles, "spelling": spelling, "counts": counts}  # fmt: skip

@@ -296,7 +296,7 @@ def test_refuses_what_cannot_be_transferred():
     old, new = model(0), model(1)
     tuned, rule = near(old, 2), DiffTransfer()
     refuse("needs base=", lambda: rule.merge([tuned, old]))
-    refuse("1 models", lambda: rule.merge([tuned], base=new))
+    refuse("1 model", lambda: rule.merge([tuned], base=new))
     refuse("importance", lambda: rule.merge([tuned, old], base=new, importance=[old, old]))
     refuse("'head'.*1 NaN", lambda: rule.merge([tuned, old], base=spoiled(new)))
     refuse("'head'", lambda: diff_vector(spoiled(tuned), old))

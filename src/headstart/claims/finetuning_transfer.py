@@ -70,9 +70,9 @@ CLAIMS = (
     ),
 )
 NOTE = (
-    "On seed 2 the model halfway to the other start loses 3.3 points of accuracy and not 5, so one statement of five fails "
-    "there; its loss rises by 0.58 above the line, as on the other seeds (0.56 to 0.93), and nothing transfers to it. "
-    "The other four hold on every seed."
+    "On seed 2 the model halfway to the other start loses 3.3 points of accuracy and not 5, so one statement of five "
+    "fails there; its loss rises by 0.58 above the line, as on the other seeds (0.56 to 0.93), and nothing "
+    "transfers to it. The other four hold on every seed."
 )
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from headstart.core.paper import Paper
 from headstart.core.validate import finite, require, suggestion
-from headstart.core.weights import Weights, aligned, by_tensor
+from headstart.core.weights import Weights, aligned, by_entry, by_tensor
 
 from .padding import Padded
 
@@ -43,7 +43,7 @@ class DiffTransfer:
         better start for fine-tuning the new version.
     Not when: the versions were trained from different starts: `connectivity` shows a barrier, and nothing transfers.
 
-    Cost: one pass over three models; when streamed, memory of one tensor of each.
+    Cost: one pass over three models; when streamed, memory of a part of each.
 
     Notes: equal shapes do not prove equal meaning: compare the configurations, and the ids of special tokens. Save the
         result with the tokenizer and chat template of the fine-tuned model. Where fine-tuning added rows (new tokens),
@@ -71,17 +71,19 @@ class DiffTransfer:
         self, models: Sequence[Weights], *, base: Weights | None = None, importance: Sequence[Weights] | None = None
     ) -> dict[str, Tensor]:
         """The base with the changes of all models from the last one."""
+        return by_entry(self, models, base, importance)
+
+    def combine_part(
+        self, name: str, rows: Iterable[Tensor], base: Tensor | None, importance: Iterable[Tensor] | None, start: int
+    ) -> Tensor:
+        """See `Entrywise`."""
         require(importance is None, "DiffTransfer adds whole changes", "importance=", "Leave it out.")
         require(base is not None, "DiffTransfer needs base=, the version to change", None, "Pass its weights.")
-        require(len(models) >= 2, "DiffTransfer needs a fine-tuned model and what it was tuned from",
-                f"{len(models)} models", "Pass models=[finetuned, old].")  # fmt: skip
-
-        def moved(name: str, stacked: Tensor, base: Tensor | None, _importance: Tensor | None) -> Tensor:
-            assert base is not None
-            finite(f"tensor {name!r}", base, "Do not transfer to a diverged model.")
-            return base + self.scale * (stacked[:-1].double() - stacked[-1]).sum(0)
-
-        return by_tensor(moved, models, base)
+        assert base is not None
+        *tuned, old = (row.double() for row in rows)
+        require(bool(tuned), "DiffTransfer needs a fine-tuned model and what it was tuned from", "1 model",
+                "Pass models=[finetuned, old].")  # fmt: skip
+        return base + self.scale * sum((row - old for row in tuned), torch.zeros(()))
 
 
 def diff_vector(finetuned: Weights, base: Weights) -> dict[str, Tensor]:

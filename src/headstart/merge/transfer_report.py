@@ -41,7 +41,7 @@ def transfer_report(finetuned: Weights, old: Weights, new: Weights, *, scale: fl
         old, new: the two versions before fine-tuning.
         scale: as of `DiffTransfer`.
 
-    Cost: as `DiffTransfer`; memory of one tensor of each model.
+    Cost: one pass over three models; memory of one tensor of each.
 
     Notes: tied weights count once in the whole. Between versions whose `ratio` is small in most layers, the change is a
     detail against what separates the bases; `connectivity` says whether that matters.

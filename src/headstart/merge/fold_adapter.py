@@ -8,9 +8,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from headstart.core.shards import Spec
 from headstart.core.validate import require, suggestion
-from headstart.core.weights import Weights, reader, spec_of
+from headstart.core.weights import Spec, Weights, reader, spec_of
 
 from .adapters import Adapter
 from .low_rank import Factors

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from headstart.core.validate import Refused
-from headstart.merge import Average
+from headstart.merge import Average, greedy_soup
 from headstart.testing import contract
 
 test_contract = contract(Average(), refuses=[lambda: Average(weights=(0.0, 0.0))])
@@ -66,3 +66,27 @@ def test_refuses_a_wrong_number_of_weights_and_unused_importance():
         Average(weights=(1, 2)).merge(W)
     with pytest.raises(Refused, match="importance"):
         Average().merge(W, importance=W)
+
+
+def test_greedy_soup_takes_what_helps_best_first_and_never_ends_below_the_best():
+    g = torch.Generator().manual_seed(0)
+    centre = torch.randn(6, generator=g)
+    models = [{"w": centre + torch.randn(6, generator=g), "n": torch.tensor(k)} for k in range(7)]
+
+    def score(weights):
+        return -float((weights["w"] - centre).square().sum())
+
+    soup, taken = greedy_soup(models, score)
+    alone = [score(model) for model in models]
+    assert taken[0] == alone.index(max(alone))
+    assert score(soup) >= max(alone)
+    torch.testing.assert_close(soup["w"], Average().merge([models[k] for k in taken])["w"])
+    for k in set(range(7)) - set(taken):  # each was left out because it made the soup of its time worse
+        before = [j for j in taken if alone[j] > alone[k]]
+        assert score(Average().merge([models[j] for j in (*before, k)])) < score(
+            Average().merge([models[j] for j in before])
+        )
+    with pytest.raises(Refused, match="finite scores"):
+        greedy_soup(models, lambda _: float("nan"))
+    with pytest.raises(Refused, match="at least one model"):
+        greedy_soup([], score)

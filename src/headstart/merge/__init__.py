@@ -1,11 +1,15 @@
 """Several models into one, in weight space."""
 
 from .average import Average as Average
+from .average import greedy_soup as greedy_soup
 from .barrier import Connectivity as Connectivity
 from .barrier import connectivity as connectivity
 from .batchnorm import restored_batchnorm as restored_batchnorm
+from .breadcrumbs import Breadcrumbs as Breadcrumbs
 from .clp_transfer import clp_embeddings as clp_embeddings
 from .clp_transfer import clp_transfer as clp_transfer
+from .dare import Dare as Dare
+from .della import Della as Della
 from .finetuning_transfer import DiffTransfer as DiffTransfer
 from .finetuning_transfer import apply_diff as apply_diff
 from .finetuning_transfer import diff_vector as diff_vector
@@ -18,6 +22,8 @@ from .signature_profile import first_layers as first_layers
 from .signature_profile import layer_profile as layer_profile
 from .signature_profile import signature_cosine as signature_cosine
 from .signature_storage import quantise as quantise
+from .slerp import Slerp as Slerp
 from .strength import choose_alpha as choose_alpha
+from .task_arithmetic import TaskArithmetic as TaskArithmetic
 from .ties import Ties as Ties
 from .transfer_report import transfer_report as transfer_report

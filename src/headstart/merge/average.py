@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -79,3 +79,38 @@ class Average:
         require(given is None or len(given) == k, f"Average needs one weight for each of {k} models", len(given or ()),
                 "Pass as many weights as models.")  # fmt: skip
         return total / (k if given is None else sum(given))
+
+
+def greedy_soup(
+    models: Sequence[Weights], score: Callable[[dict[str, Tensor]], float]
+) -> tuple[dict[str, Tensor], list[int]]:
+    """The average of those models that make it better, best one first (the paper's greedy soup).
+
+    Args:
+        models: fine-tuned from one start for one task, with different settings.
+        score: weights -> a number on validation data, higher is better.
+
+    Returns:
+        The averaged weights, and the models in them in the order they were taken.
+
+    Cost: 2 k - 1 evaluations of k models.
+
+    Raises:
+        Refused: no model, differing names or shapes, NaN in weights or scores.
+
+    Reference: Wortsman et al. 2022, recipe 1.
+
+    >>> models = [{"w": torch.tensor([value])} for value in (3.0, 0.0, 9.0)]
+    >>> greedy_soup(models, lambda weights: -abs(float(weights["w"]) - 2))
+    ({'w': tensor([1.5000])}, [0, 1])
+    """
+    alone = [score(Average().merge([model])) for model in models]
+    require(all(map(math.isfinite, alone)), "A greedy soup needs finite scores", alone, "Leave such models out.")
+    order = sorted(range(len(models)), key=lambda k: -alone[k])
+    taken = order[:1]
+    best, soup = alone[order[0]] if order else 0.0, Average().merge([models[k] for k in taken])
+    for k in order[1:]:
+        tried = Average().merge([models[j] for j in (*taken, k)])
+        if (value := score(tried)) >= best:
+            best, soup, taken = value, tried, [*taken, k]
+    return soup, taken

@@ -163,10 +163,15 @@ class Thinned:
     scope: ClassVar[Literal["tensor", "model"]] = "tensor"
 
     def __init__(
-        self, election: Election, thin: Thin, models: int, groups: Sequence[Sequence[str]], same: Mapping[str, str]
+        self,
+        election: Election,
+        thin: Thin,
+        models: int,
+        groups: Sequence[Sequence[str]] = (),
+        same: Mapping[str, str] | None = None,
     ) -> None:
         election.of_each(models)
-        self.election, self.thin, self.models, self.same = election, thin, models, same
+        self.election, self.thin, self.models, self.same = election, thin, models, same or {}
         self.group = {name: k for k, group in enumerate(groups) for name in group}
         self.votes = [0] * len(groups)
         self.waiting: set[tuple[str, int]] = set()
@@ -176,13 +181,14 @@ class Thinned:
     ) -> Tensor | None:
         """See `Entrywise`."""
         assert base is not None
-        group = self.group.get(self.same[name])
+        first = self.same.get(name, name)
+        group = self.group.get(first)
 
         def decide(sign: Tensor, undecided: bool) -> float | None:
             if group is None:  # an empty tensor
                 return 0.0
             if (name, start) not in self.waiting:
-                if self.same[name] == name:
+                if first == name:
                     self.votes[group] += int(sign.sum())
                 if undecided:
                     self.waiting.add((name, start))

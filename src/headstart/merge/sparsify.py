@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
+from typing import Literal
 
 import numpy as np
 import torch
@@ -69,7 +70,7 @@ def edges(
         names: floating tensors, ranked together; equal magnitudes at the edge are kept in this order.
         models: k fine-tuned models.
         base: what they started from.
-        kept: entries to keep of each model, from 1 to all there are.
+        kept: entries to keep of each model, from 0 to all there are.
 
     Cost: one pass over everything, O(1) an entry, and as a rule another over half of it to find where the ties end;
     memory 1 MB a model and one part.
@@ -94,12 +95,61 @@ def edges(
     return _limits(names, models, base, searches)
 
 
+def grouped(same: Mapping[str, str], base: Weights, trim: Literal["model", "tensor"]) -> list[list[str]]:
+    """The tensors that are ranked together: all that have entries, or each alone; of copies only the first."""
+    names = [name for name in dict.fromkeys(same.values()) if spec_of(base, name).entries]
+    return [names] if trim == "model" else [[name] for name in names]
+
+
+def keep_largest(
+    groups: Sequence[Sequence[str]],
+    same: Mapping[str, str],
+    models: Sequence[Weights],
+    base: Weights,
+    count: Callable[[int], Sequence[int]],
+) -> Callable[[str, int, Tensor, int], Tensor]:
+    """A function (tensor, model, change, first entry) -> the change without what is not among the largest.
+
+    Args:
+        groups: tensors that are ranked together (`grouped`).
+        same: tensor -> the first of its copies (`distinct`).
+        models: k fine-tuned models.
+        base: what they started from.
+        count: entries of a group -> how many of them each model keeps.
+    """
+    found: dict[str, tuple[Edge, ...]] = {}
+    for group in groups:
+        entries = sum(spec_of(base, name).entries for name in group)
+        if min(kept := count(entries)) < entries:
+            found |= edges(group, models, base, kept)
+
+    def keep(name: str, k: int, change: Tensor, start: int) -> Tensor:
+        own = found.get(same[name])
+        return own[k](change, start) if own else change
+
+    return keep
+
+
+def uniform(key: str, start: int, count: int) -> Tensor:
+    """Numbers `start` to `start + count` of a random sequence in [0, 1) that belongs to `key`, on the CPU.
+
+    >>> torch.equal(uniform("a", 0, 70_000)[65_530:65_540], uniform("a", 65_530, 10))
+    True
+    """
+    made = []
+    for block in range(start // _BINS, -(-(start + count) // _BINS)):
+        seed = int.from_bytes(blake2b(f"{key} {block}".encode(), digest_size=7).digest(), "little")
+        made.append(torch.rand(_BINS, generator=torch.Generator().manual_seed(seed)))
+    first = start % _BINS
+    return torch.cat(made)[first : first + count] if made else torch.empty(0)
+
+
 class _Search:
     """Where the kept-th largest of a stream of magnitudes lies: in [low, low + bins << shift)."""
 
     def __init__(self, kept: int) -> None:
-        self.kept, self.seen, self.done = kept, list[NDArray[np.int32]](), False
-        self.low, self.shift = 0, 0
+        self.kept, self.seen, self.done = kept, list[NDArray[np.int32]](), kept == 0
+        self.low, self.shift = _TOP if kept == 0 else 0, 0
         self.ties = self.total = 0  # how many at the edge are kept, and how many there are
         self._clear()
 
@@ -111,6 +161,8 @@ class _Search:
 
     def guess(self, entries: int) -> None:
         """A range around the sample's own edge, one percent of the ranks to each side."""
+        if self.done:
+            return
         seen = np.concatenate(self.seen)
         self.seen = []
         place, margin = len(seen) * (1 - self.kept / entries), 0.01 * len(seen) + 10

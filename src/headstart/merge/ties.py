@@ -9,12 +9,11 @@ from typing import ClassVar, Literal
 from torch import Tensor
 
 from headstart.core.paper import Paper
-from headstart.core.shards import spec_of
 from headstart.core.validate import one_of, require
 from headstart.core.weights import Weights, aligned, by_entry
 
 from .elect import Election, Thinned, needs_base
-from .sparsify import Edge, distinct, edges
+from .sparsify import distinct, grouped, keep_largest
 
 PAPER = Paper(
     title="TIES-Merging: Resolving Interference When Merging Models",
@@ -107,22 +106,17 @@ class Ties:
         """One pass over the models: what each of them keeps."""
         base = needs_base("Ties", base, importance)
         same = distinct(aligned(models, base), models, base)
-        counted = [name for name in dict.fromkeys(same.values()) if spec_of(base, name).entries]
-        groups = [counted] if self.trim == "model" else [[name] for name in counted]
+        groups = grouped(same, base, self.trim)
         shares = self.density if isinstance(self.density, tuple) else (self.density,) * len(models)
         require(len(shares) == len(models), f"Ties needs one density, or one for each of {len(models)} models",
                 len(shares), "Pass as many as models.")  # fmt: skip
-        found: dict[str, tuple[Edge, ...]] = {}
-        for group in groups if min(shares) < 1 else []:
-            entries = sum(spec_of(base, name).entries for name in group)
+
+        def count(entries: int) -> list[int]:
             least = 1 if self.trim == "tensor" else 0  # or tensors of one entry would never change
             kept = [max(least, int(share * entries)) for share in shares]
             require(min(kept) > 0, f"Ties needs a density that keeps one of {entries} entries", self.density,
                     "Raise it.")  # fmt: skip
-            found |= edges(group, models, base, kept)
+            return kept
 
-        def trim(name: str, k: int, change: Tensor, start: int) -> Tensor:
-            own = found.get(same[name])
-            return own[k](change, start) if own else change
-
+        trim = keep_largest(groups, same, models, base, count)
         return Thinned(self._election(), trim, len(models), groups, same)

@@ -86,6 +86,7 @@ def contract(
     model: Callable[[], nn.Module] | None = None,
     batch: Callable[[], Any] | None = None,
     needs: Sequence[str] = ("base",),
+    models: int = 3,
     invariant: Sequence[str] = (),
     reference: Callable[[Any], float] | None = None,
     streamed: Callable[[Sequence[Any]], float] | None = None,
@@ -109,6 +110,7 @@ def contract(
             x (n, 1, 8, 8) -> (n, 10).
         batch: makes the batch to work on (surgery, term): a `Batch` or {part: Batch}; by default sixteen digits.
         needs: of a merge rule, what it is given beside the models: "base", "importance".
+        models: of a merge rule, how many it is given; 3 stands for any number.
         invariant: of a score or set score, changes of the features that leave it: "rotation", "scale", "shift", "zero
             columns".
         reference: of a score or set score, a slow float64 restatement, evidence -> float.
@@ -132,7 +134,7 @@ def contract(
         kind = kind_of(make())
     one_of("kind", kind, KINDS)
     subject = Subject(
-        make=make, kind=KINDS[kind], model=model, batch=batch, needs=tuple(needs), invariant=tuple(invariant),
+        make=make, kind=KINDS[kind], model=model, batch=batch, needs=tuple(needs), models=models, invariant=tuple(invariant),
         reference=reference, streamed=streamed, starts_same=starts_same, trainable=trainable, optimum=optimum,
         minimum=minimum, teachers=tuple(teachers), at_layer=at_layer, results=results, refuses=tuple(refuses),
     )  # fmt: skip

@@ -25,6 +25,7 @@ class Subject:
     model: Callable[[], nn.Module] | None = None
     batch: Callable[[], Any] | None = None
     needs: tuple[str, ...] = ("base",)
+    models: int = 3
     invariant: tuple[str, ...] = ()
     reference: Callable[[Any], float] | None = None
     streamed: Callable[[Sequence[Any]], float] | None = None

@@ -51,23 +51,36 @@ def first_layers(model: nn.Module, x: Any, count: int) -> list[str]:
 
 
 def layer_profile(clean: Weights, robust: Weights) -> dict[str, float]:
-    """Of each layer, the norm of robust - clean over that of clean: where robustness sits."""
+    """Of each layer, the norm of robust - clean over that of clean: where robustness sits.
+
+    >>> layer_profile({"a.weight": torch.tensor([3.0, 4.0])}, {"a.weight": torch.tensor([3.0, 5.0])})
+    {'a': 0.2}
+    """
     sums: dict[str, Tensor] = {}
     for name in robust:
         if robust[name].is_floating_point():
             alike(name, robust[name], {"clean": clean})
             own = clean[name].double()
-            pair = torch.stack([(robust[name].to(own.device).double() - own).square().sum(), own.square().sum()])
+            sizes = torch.stack([(robust[name].to(own.device).double() - own).square().sum(), own.square().sum()])
+            finite(f"tensor {name!r}", sizes, "Do not compare diverged models.")
             layer = name.rpartition(".")[0]
-            sums[layer] = sums.get(layer, 0) + pair
-    return {layer: float((pair[0] / pair[1]).sqrt()) if pair[1] else math.inf for layer, pair in sums.items()}
+            sums[layer] = sums.get(layer, 0) + sizes
+    norms = {layer: sizes.sqrt().tolist() for layer, sizes in sums.items()}
+    return {layer: moved / own if own else math.inf if moved else 0.0 for layer, (moved, own) in norms.items()}
 
 
 def signature_cosine(signatures: Sequence[Signature]) -> Tensor:
-    """Cosines (k, k) between flattened signatures, which tell corruptions apart; 0 with a signature of zeros."""
+    """Cosines (k, k) between flattened signatures, which tell corruptions apart; 0 with a signature of zeros.
+
+    >>> signature_cosine([{"w": torch.tensor([1.0, 0.0])}, {"w": torch.tensor([3.0, 4.0])}])[0, 1].item()
+    0.6
+    """
+    require(len(signatures) > 0, "signature_cosine needs signatures", 0, "Pass what extract_signature gave.")
     for other in signatures[1:]:
         odd = sorted(set(other) ^ set(signatures[0]))
         require(not odd, "Signatures must be of the same layers", f"{odd[:3]} in only one", "Extract them alike.")
+        for name, tensor in other.items():
+            alike(name, tensor, {"another signature": signatures[0]})
     flat = torch.stack([torch.cat([one[name].double().flatten() for name in signatures[0]]) for one in signatures])
     finite("Signatures", flat, "Extract them anew.")
     unit = nn.functional.normalize(flat, dim=1)

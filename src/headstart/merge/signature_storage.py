@@ -111,9 +111,9 @@ def _coded(tensor: Tensor, levels: int, mode: Mode) -> Codes:
     if signed == 1:
         low = high = (low + high) / 2
     last = (signed or levels) - 1
-    index = (((values - low) / ((high - low) or 1.0)).clamp(0, 1) * last).round().int()
+    index = (((values - low) / ((high - low) or 1.0)).clamp(0, 1) * last).round().long()
     if signed:
         index = index + signed * (x[known] < 0)
-    codes = torch.full(x.shape, 2 * signed, dtype=torch.int32, device=x.device)
+    codes = torch.full(x.shape, 2 * signed, device=x.device)
     codes[known] = index
-    return Codes(codes.to(torch.uint8) if levels <= 256 else codes, low, high, mode, signed, tensor.dtype)
+    return Codes(codes.to(torch.uint8 if levels <= 256 else torch.int32), low, high, mode, signed, tensor.dtype)

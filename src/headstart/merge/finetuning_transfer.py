@@ -37,7 +37,7 @@ class DiffTransfer:
         scale: what the change is multiplied by (lambda), finite; the paper's only value is 1.
 
     Shape: `models` are (finetuned, old) and `base` is the new version, which the result is built on: integer tensors
-        are its own. Several fine-tuned models before `old` add their changes.
+        are its own.
 
     Use it when: both versions come from one training run, as a model and its continued pre-training do; also as a
         better start for fine-tuning the new version.
@@ -51,7 +51,7 @@ class DiffTransfer:
         `transfer_report` counts them. Dequantise models first.
 
     Raises:
-        Refused: no base, fewer than two models, differing names or shapes, NaN.
+        Refused: no base, other than two models, differing names or shapes, NaN.
 
     Reference: Lin et al. 2025, section 2.
 
@@ -70,7 +70,7 @@ class DiffTransfer:
     def merge(
         self, models: Sequence[Weights], *, base: Weights | None = None, importance: Sequence[Weights] | None = None
     ) -> dict[str, Tensor]:
-        """The base with the changes of all models from the last one."""
+        """The base with the change of the first model from the second."""
         return by_entry(self, models, base, importance)
 
     def combine_part(
@@ -80,10 +80,10 @@ class DiffTransfer:
         require(importance is None, "DiffTransfer adds whole changes", "importance=", "Leave it out.")
         require(base is not None, "DiffTransfer needs base=, the version to change", None, "Pass its weights.")
         assert base is not None
-        *tuned, old = (row.double() for row in rows)
-        require(bool(tuned), "DiffTransfer needs a fine-tuned model and what it was tuned from", "1 model",
-                "Pass models=[finetuned, old].")  # fmt: skip
-        return base + self.scale * sum((row - old for row in tuned), torch.zeros(()))
+        given = [row.double() for row in rows]
+        require(len(given) == 2, "DiffTransfer needs a fine-tuned model and what it was tuned from",
+                f"{len(given)} models", "Pass models=[finetuned, old].")  # fmt: skip
+        return base + self.scale * (given[0] - given[1])
 
 
 def diff_vector(finetuned: Weights, base: Weights) -> dict[str, Tensor]:

@@ -311,9 +311,14 @@ def test_refuses_files_that_are_missing_damaged_or_pickled(tmp_path):
         save_file(changed, bad / "adapter_model.safetensors")
         with pytest.raises(Refused, match=message):
             read_adapter(bad)
-    (bad / "adapter_config.json").write_text("[1]")
-    with pytest.raises(Refused, match="must hold settings; got list"):
-        read_adapter(bad)
+    for content, message in (
+        ("[1]", "adapter_config.json must hold a JSON object; got list"),
+        ("{", "must hold a JSON object; got JSONDecodeError"),
+        ('{"peft_type": "LORA", "r": 2}', "must have r and lora_alpha; got {'r': 2, 'lora_alpha': None}"),
+    ):
+        (bad / "adapter_config.json").write_text(content)
+        with pytest.raises(Refused, match=message):
+            read_adapter(bad)
 
 
 def test_refuses_sums_that_do_not_fit():

@@ -17,6 +17,7 @@ from headstart.core.checkpoint import write_atomically
 from headstart.core.validate import finite, require
 from headstart.core.weights import LazyWeights
 
+from .file_values import json_object
 from .low_rank import Factors, Layout, LowRankSum, low_rank_sum
 
 Adapter: TypeAlias = Mapping[str, Factors]
@@ -56,8 +57,7 @@ def read_adapter(folder: Path | str) -> dict[str, Factors]:
     do = "Save it with peft's save_pretrained; a pickled .bin is never loaded."
     for file in (CONFIG, TENSORS):
         require((folder / file).is_file(), f"An adapter folder needs {file}", there, do)
-    config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    require(isinstance(config, dict), f"{CONFIG} must hold settings", type(config).__name__, do)
+    config = json_object(folder / CONFIG, do)
     _plain(config)
     halves: dict[str, dict[str, tuple[str, Tensor]]] = {}
     for name, tensor in LazyWeights(folder / TENSORS).items():
@@ -78,6 +78,9 @@ def _plain(config: Mapping[str, Any]) -> None:
     """Refuse settings under which the weight is not W + scale B A of the base as it is."""
     kind = config.get("peft_type")
     require(kind == "LORA", "Only LoRA adapters are read", f"peft_type={kind!r}", _FOLD)
+    numbers = {name: config.get(name) for name in ("r", "lora_alpha")}
+    require(all(isinstance(value, int | float) for value in numbers.values()), f"{CONFIG} must have r and lora_alpha",
+            numbers, "Save it again.")  # fmt: skip
     start = config.get("init_lora_weights", True)
     require(start in (True, False, None, "gaussian", "eva", "orthogonal"), "The adapter must leave its base as it is",
             f"init_lora_weights={start!r}, which changes the base", f"Convert it with peft's "
@@ -96,7 +99,7 @@ def _factors(layer: str, pair: Mapping[str, tuple[str, Tensor]], config: Mapping
         )
         for pattern, name in (("rank_pattern", "r"), ("alpha_pattern", "lora_alpha"))
     )
-    require(len(down) == up.shape[1] == rank, f"The factors of {layer!r} must have the rank of {CONFIG}, {rank}",
+    require(len(down) == up.shape[1] == rank >= 1, f"The factors of {layer!r} must have the rank of {CONFIG}, {rank}",
             f"{tuple(up.shape)} and {tuple(down.shape)}", "Load the two files of one save.")  # fmt: skip
     scale = alpha / (rank**0.5 if config.get("use_rslora") else rank)
     if kind == "embedding" or config.get("fan_in_fan_out"):
@@ -114,6 +117,13 @@ def sum_adapters(
         adapters: of one base; a layer that one lacks, it leaves as it is.
         weights: one number each, 1 by default.
         rank: of every layer, or None for the exact sum.
+
+    Notes: of the forms of peft's add_weighted_adapter, "cat" is the exact sum, with its factors side by side; "svd" is
+    the sum cut to `svd_rank` (by default the largest rank), decomposed dense; "linear" is not the sum: with s the
+    scales it is (Σ √(w s) B) (Σ √(w s) A), in which every B meets every A.
+
+    Raises:
+        Refused: weights too many or too few, layers of unlike shape, and what `low_rank_sum` refuses.
     """
     weights = [1.0] * len(adapters) if weights is None else list(weights)
     require(len(weights) == len(adapters) >= 1, "Each adapter needs one weight", f"{len(weights)} for {len(adapters)}",

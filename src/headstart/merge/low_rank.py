@@ -83,6 +83,7 @@ def low_rank_sum(parts: Sequence[tuple[Tensor, Tensor, float]], *, rank: int | N
         (`fold_adapter`).
 
     Cost: O((m + n) R² + R³) in float64, against O(m n min(m, n)) of the dense sum's decomposition; memory (m + n) R.
+        Four adapters of rank 16 at 2,048 x 2,048 take a 300th of the time (benchmarks/low_rank.py).
 
     Notes: computed in float64 and rounded once, into the factors. In half precision that costs their three or two
     digits; laying the factors side by side would not, but sorts and cuts nothing.

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from headstart.core.validate import one_of, require
 
-from .yaml_values import known, load, number, switch, table
+from .file_values import known, load, number, switch, table
 
 _SIGNED = ("weight", "density")
 OWN: dict[str, tuple[str, ...]] = {

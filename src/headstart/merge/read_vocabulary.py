@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from headstart.core.validate import require
+
+from .file_values import json_object
 
 _SAVE = "Save it with transformers: AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER)."
 
@@ -45,7 +46,7 @@ def _entries(folder: Path) -> Iterator[tuple[Any, Any]]:
     whole, table, lines = (folder / name for name in ("tokenizer.json", "vocab.json", "vocab.txt"))
     there = sorted(p.name for p in folder.iterdir()) if folder.is_dir() else "no such folder"
     if whole.is_file():
-        content = _object(whole)
+        content = json_object(whole, _SAVE)
         model = content.get("model") or {}
         words: Any = model.get("vocab")
         require(bool(words), "tokenizer.json must hold a vocabulary", f"a model of type {model.get('type')!r}", _SAVE)
@@ -56,24 +57,14 @@ def _entries(folder: Path) -> Iterator[tuple[Any, Any]]:
     require(table.is_file() or lines.is_file(), "A vocabulary needs tokenizer.json, vocab.json or vocab.txt", there,
             _SAVE)  # fmt: skip
     if table.is_file():
-        yield from _object(table).items()
+        yield from json_object(table, _SAVE).items()
     else:
         text = lines.read_text(encoding="utf-8").removesuffix("\n")
         yield from ((token.removesuffix("\r"), row) for row, token in enumerate(text.split("\n")))
     for name, key in (("added_tokens.json", ""), ("tokenizer_config.json", "added_tokens_decoder")):
         if (folder / name).is_file():
-            added = _object(folder / name)
+            added = json_object(folder / name, _SAVE)
             if not key:
                 yield from added.items()
             else:
                 yield from ((entry.get("content"), int(row)) for row, entry in (added.get(key) or {}).items())
-
-
-def _object(path: Path) -> Mapping[str, Any]:
-    content: Any
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        content = error
-    require(isinstance(content, dict), f"{path.name} must hold a JSON object", type(content).__name__, _SAVE)
-    return dict(content)

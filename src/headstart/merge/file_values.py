@@ -1,12 +1,25 @@
-"""Values of a merge file: keys that are known, and one value for the whole model."""
+"""Files that other tools wrote: objects, known keys, and one value for the whole model."""
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Collection, Mapping
+from pathlib import Path
 from typing import Any
 
 from headstart.core.validate import Refused, require, suggestion
+
+
+def json_object(path: Path, do: str) -> dict[str, Any]:
+    """The object that a JSON file holds."""
+    content: Any
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        content = error
+    require(isinstance(content, dict), f"{path.name} must hold a JSON object", type(content).__name__, do)
+    return dict(content)
 
 
 def load(text: str) -> Mapping[str, Any]:

@@ -138,7 +138,10 @@ def language_report(
         characters, tokens = sum(map(len, some)), sum(len(ids) for ids, _ in found)
         total = bits(model, [windows(ids, start=start, length=length, overlap=overlap) for ids, _ in found])
         decoded = [backend_of(tokenizer).decode(ids, skip_special_tokens=False) for ids, _ in found]
-        letters = Counter(script for script in map(script_of, "".join(some)) if script)
+        letters: Counter[str] = Counter()
+        for character, count in Counter("".join(some)).items():
+            letters[script_of(character)] += count
+        del letters[""]
         figures[language] = TextFigures(
             characters=characters, tokens=tokens, fertility=tokens / characters, bits_per_character=total / characters,
             bits_per_byte=total / sum(len(text.encode()) for text in some),

@@ -71,7 +71,7 @@ CASES = {
     "rslora": ("llama", {"r": 3, "lora_alpha": 7, "target_modules": ["v_proj"], "use_rslora": True}),
     "patterns": ("llama", {"r": 3, "lora_alpha": 7, "target_modules": ["q_proj", "up_proj"],
                            "rank_pattern": {"^model.layers.1.self_attn.q_proj": 5, "up_proj": 2},
-                           "alpha_pattern": {r"layers\.0.*q_proj": 1, "mlp.up_proj": 11}}),
+                           "alpha_pattern": {"proj": 99, r"layers\.0.*q_proj": 1, "mlp.up_proj": 11}}),
     "transposed": ("gpt2", {"r": 2, "lora_alpha": 3, "target_modules": ["c_attn", "c_proj"], "fan_in_fan_out": True}),
     "embedding": ("small", {"r": 2, "lora_alpha": 3, "target_modules": ["table", "first", "head"]}),
     "gaussian": ("small", {"r": 2, "lora_alpha": 3, "target_modules": ["first"], "init_lora_weights": "gaussian"}),

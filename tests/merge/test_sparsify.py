@@ -8,8 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from headstart.core import shards
-from headstart.merge import sparsify
-from headstart.merge.sparsify import distinct, edges, largest
+from headstart.merge import edges as module
+from headstart.merge.edges import edges, largest
+from headstart.merge.sparsify import distinct
 
 FLOATS = st.floats(width=32, allow_nan=False, allow_infinity=False) | st.sampled_from(
     [0.0, -0.0, 1e-45, -1e-45, 1.0, -1.0, 1.0 + 2**-23]
@@ -37,7 +38,7 @@ def test_tensors_parts_and_samples_change_nothing(seed, cuts, part, kept, sample
     base = {name: torch.zeros_like(value) for name, value in models[0].items()}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(shards, "PART", part)
-        patch.setattr(sparsify, "_SAMPLE", sample)
+        patch.setattr(module, "_SAMPLE", sample)
         found = edges(list(base), models, base, [kept, 500])
     for k, count in enumerate((kept, 500)):
         cut = torch.cat([found[name][k](models[k][name], 0) for name in base])
@@ -46,7 +47,7 @@ def test_tensors_parts_and_samples_change_nothing(seed, cuts, part, kept, sample
 
 def test_a_sample_that_misleads_costs_passes_and_nothing_else(monkeypatch):
     x = torch.cat([torch.full((5000,), 1e-6), torch.linspace(1, 2, 5000), torch.full((90_000,), 1e-7)])[None]
-    monkeypatch.setattr(sparsify, "_SAMPLE", 100)  # sees equal small changes only
+    monkeypatch.setattr(module, "_SAMPLE", 100)  # sees equal small changes only
     for kept in (1, 4999, 5001, 50_000):
         assert int((largest(x, kept) != 0).sum()) == kept
 

@@ -14,13 +14,21 @@ from headstart.core.plan import Plan, Step, Term, adamw
 from headstart.core.rng import seeded
 from headstart.core.stream import Batches
 from headstart.core.surgery import freeze
-from headstart.merge.average import Average
-from headstart.merge.sparsify import largest
+from headstart.core.weights import MergeRule
+from headstart.merge.breadcrumbs import Breadcrumbs
+from headstart.merge.dare import Dare
+from headstart.merge.della import Della
+from headstart.merge.edges import largest
+from headstart.merge.slerp import Slerp
+from headstart.merge.task_arithmetic import TaskArithmetic
 from headstart.merge.ties import PAPER as PAPER
 from headstart.merge.ties import Ties
 from headstart.testing.material import digits
 
-METHODS = ("merge.average", "merge.ties")
+METHODS = (
+    "merge.average", "merge.breadcrumbs", "merge.dare", "merge.della", "merge.slerp", "merge.task_arithmetic",
+    "merge.ties",
+)  # fmt: skip
 CLAIMS = (
     Claim(
         says="At equal density, electing signs beats averaging all that trimming leaves (mean over six densities).",
@@ -114,7 +122,16 @@ def run(seed: int) -> dict[str, dict[str, float]]:
         "accuracy of the start": accuracy(start, test),
         "of each model on all": sum(alone) / TASKS,
     }
-    each["task arithmetic"] = {"accuracy": tuned_accuracy(_flat(Average().merge(models)) - start)}
+    others: dict[str, MergeRule] = {
+        "task arithmetic": TaskArithmetic(scale=1.0),
+        "breadcrumbs": Breadcrumbs(density=0.6, outliers=0.01),
+        "dare": Dare(density=0.5, seed=seed),
+        "della": Della(density=0.5, seed=seed),
+    }
+    for arm, rule in others.items():
+        each[arm] = {"accuracy": tuned_accuracy(_flat(rule.merge(models, base=base)) - start)}
+    two = _flat(Slerp().merge(models[:2])) - start
+    each["two of eight"] = {"slerp": accuracy(start + two, test), "average": accuracy(start + taus[:2].mean(0), test)}
     return each
 
 

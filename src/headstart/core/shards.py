@@ -70,6 +70,11 @@ class LazyWeights(Mapping[str, Tensor]):
         spec = self.spec(name)
         return self.part(name, 0, spec.entries).view(spec.shape)
 
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The files the tensors are in."""
+        return tuple(sorted({file for file, _, _ in self._places.values()}))
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._places)
 

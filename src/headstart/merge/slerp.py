@@ -75,6 +75,8 @@ class Slerp:
             if float(cosine.abs()) > 0.9995:
                 return torch.lerp(one, two, self.towards)
             angle = cosine.acos()
-            return (((1 - self.towards) * angle).sin() * one + (self.towards * angle).sin() * two) / angle.sin()
+            near, far = ((1 - self.towards) * angle).sin(), (self.towards * angle).sin()
+            turned: Tensor = (near * one + far * two) / angle.sin()
+            return turned
 
         return by_tensor(arc, models, base)

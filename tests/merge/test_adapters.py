@@ -71,7 +71,7 @@ CASES = {
     "rslora": ("llama", {"r": 3, "lora_alpha": 7, "target_modules": ["v_proj"], "use_rslora": True}),
     "patterns": ("llama", {"r": 3, "lora_alpha": 7, "target_modules": ["q_proj", "up_proj"],
                            "rank_pattern": {"^model.layers.1.self_attn.q_proj": 5, "up_proj": 2},
-                           "alpha_pattern": {"proj": 99, r"layers\.0.*q_proj": 1, "mlp.up_proj": 11}}),
+                           "alpha_pattern": {r"layers\.0.*q_proj": 1, "mlp.up_proj": 11}}),
     "transposed": ("gpt2", {"r": 2, "lora_alpha": 3, "target_modules": ["c_attn", "c_proj"], "fan_in_fan_out": True}),
     "embedding": ("small", {"r": 2, "lora_alpha": 3, "target_modules": ["table", "first", "head"]}),
     "gaussian": ("small", {"r": 2, "lora_alpha": 3, "target_modules": ["first"], "init_lora_weights": "gaussian"}),
@@ -120,6 +120,15 @@ def test_written_and_read_again_is_the_same_change(case, tmp_path):
     for layer, factors in adapter.items():
         assert (again[layer].layout, again[layer].shape) == (factors.layout, factors.shape)
         torch.testing.assert_close(again[layer].dense(), factors.dense(), rtol=1e-6, atol=1e-7)
+
+
+def test_a_pattern_names_whole_parts(tmp_path):
+    _, folder = adapted("small", 0, tmp_path, r=2, lora_alpha=3, target_modules=["first"])
+    config = json.loads((folder / "adapter_config.json").read_text())
+    for pattern, scale in ((("irst", 99), 1.5), (("first", 99), 49.5), (("fir", 99), 1.5)):
+        config["alpha_pattern"] = dict([pattern])
+        (folder / "adapter_config.json").write_text(json.dumps(config))
+        assert read_adapter(folder)["first"].scale == scale
 
 
 # what peft's own merges compute

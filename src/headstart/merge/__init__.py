@@ -10,10 +10,14 @@ from .clp_transfer import clp_embeddings as clp_embeddings
 from .clp_transfer import clp_transfer as clp_transfer
 from .dare import Dare as Dare
 from .della import Della as Della
+from .dynamic_logits_fusion import DynamicLogitsFusion as DynamicLogitsFusion
+from .dynamic_logits_fusion import fuse_logits as fuse_logits
 from .finetuning_transfer import DiffTransfer as DiffTransfer
 from .finetuning_transfer import apply_diff as apply_diff
 from .finetuning_transfer import diff_vector as diff_vector
 from .finetuning_transfer import recycle as recycle
+from .fused_generation import FusionProcessor as FusionProcessor
+from .fused_generation import common_vocabulary as common_vocabulary
 from .padding import Padded as Padded
 from .robust_weight_signatures import Patched as Patched
 from .robust_weight_signatures import extract_signature as extract_signature

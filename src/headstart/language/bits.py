@@ -136,7 +136,8 @@ def language_report(
     for language, some in texts.items():
         found = encoded(tokenizer, some)
         characters, tokens = sum(map(len, some)), sum(len(ids) for ids, _ in found)
-        total = bits(model, [windows(ids, start=start, length=length, overlap=overlap) for ids, _ in found])
+        size = min(length, max(len(ids) for ids, _ in found))  # short texts need no long windows
+        total = bits(model, [windows(ids, start=start, length=size, overlap=overlap) for ids, _ in found])
         decoded = [backend_of(tokenizer).decode(ids, skip_special_tokens=False) for ids, _ in found]
         letters: Counter[str] = Counter()
         for character, count in Counter("".join(some)).items():

@@ -45,6 +45,9 @@ class NextToken(Term):
     1.3863
     """
 
+    def __init__(self) -> None:
+        super().__init__()
+
     def forward(self, step: Step) -> Tensor:
         require(step.batch.y is not None, "NextToken needs the tokens that follow in every batch", None,
                 "Make batches with windows(...) or instructions(...).")  # fmt: skip
@@ -164,6 +167,7 @@ def instructions(
 
     Reference: Zhao et al. 2024, instruction tuning.
     """
+    require(bool(pairs) and length >= 1, "instructions needs pairs and length >= 1", (len(pairs), length), "Pass some.")
     prompts, responses = (encoded(tokenizer, texts) for texts in zip(*pairs, strict=True))
     ids = [[*a, *b, end] for (a, _), (b, _) in zip(prompts, responses, strict=True)]
     width = min(length, max(map(len, ids)) - 1)

@@ -19,7 +19,7 @@ from .foreign_text import foreign, lines, trained_tokenizer, words
 
 NOTE = (
     "Random rows at 10,000 words: drawn around the mean of the old rows, as here, they tie with the original "
-    "vocabulary, and seed and draw say which is ahead; drawn around zero they lose by 0.4 to 0.5 bits. Old output "
+    "vocabulary, and seed and draw say which is ahead; drawn around zero they lose by 0.3 to 0.5 bits. Old output "
     "rows have a large part in common; new ones without it may take probability from the start. Rows that start as a "
     "mean win at 2,000 and 10,000 words, lose at 60,000 with equal passes over the text, and win there with equal "
     "steps. So F1 depends on how new rows start and how long they are trained. F2 and F3 need world knowledge and a "

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 VERBS = {
     "fit": "choose a source, move what it knows to your data, judge, write a model and a report",
     "choose": "rank the sources for your data, without tuning",
+    "merge": "several models into one, judged if you like",
     "predict": "the class of new inputs, by a finished run",
     "doctor": "look at your data before spending time on it",
     "zoo": "what there is to start from; build the embedded models again",

@@ -20,12 +20,13 @@ def distinct(names: Sequence[str], models: Sequence[Weights], base: Weights) -> 
     """Floating tensor -> the first that is the same in every model: a tied weight is counted under one name.
 
     Copies are known by their bytes, so that weights read from disk count as those in memory do. Tensors that no model
-    changed stay apart, since equal ones, such as biases of zeros, need not be tied.
+    changed stay apart, since equal ones, such as biases of zeros, need not be tied. Names come sorted, as in the official
+    TIES: files and state dicts have orders of their own.
     """
     first: dict[tuple[bytes, ...], str] = {}
     same = {}
     alike: dict[object, int] = {}
-    floating = [name for name in names if spec_of(base, name).dtype.is_floating_point]
+    floating = sorted(name for name in names if spec_of(base, name).dtype.is_floating_point)
     starts = {name: (spec_of(base, name), *(_digest(one, name, 256) for one in (base, *models))) for name in floating}
     for start in starts.values():
         alike[start] = alike.get(start, 0) + 1

@@ -52,8 +52,8 @@ class Ties:
     Cost: reads every weight twice, and for the last tie half of it again; memory of one part of a model when streamed.
 
     Notes: where the changes cancel exactly, the sign is the one that won most positions (of the model, or of the
-    tensor). Magnitudes are compared as float32; equal ones at the edge are kept in the order of names until the count
-    is exact. A tied weight is counted once. Recompute running statistics after merging.
+    tensor). Magnitudes are compared as float32; equal ones at the edge are kept in the sorted order of names until the
+    count is exact. A tied weight is counted once. Recompute running statistics after merging.
 
     Raises:
         Refused: no base, a density that keeps nothing, differing names or shapes, NaN.

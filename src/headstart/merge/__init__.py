@@ -1,5 +1,7 @@
 """Several models into one, in weight space."""
 
+from .atlas import Atlas as Atlas
+from .atlas import strongest as strongest
 from .average import Average as Average
 from .average import greedy_soup as greedy_soup
 from .barrier import Connectivity as Connectivity
@@ -8,6 +10,7 @@ from .batchnorm import restored_batchnorm as restored_batchnorm
 from .breadcrumbs import Breadcrumbs as Breadcrumbs
 from .clp_transfer import clp_embeddings as clp_embeddings
 from .clp_transfer import clp_transfer as clp_transfer
+from .d2nwg import D2NWG as D2NWG
 from .dare import Dare as Dare
 from .della import Della as Della
 from .dynamic_logits_fusion import DynamicLogitsFusion as DynamicLogitsFusion
@@ -31,3 +34,8 @@ from .strength import choose_alpha as choose_alpha
 from .task_arithmetic import TaskArithmetic as TaskArithmetic
 from .ties import Ties as Ties
 from .transfer_report import transfer_report as transfer_report
+from .weight_quality import Judged as Judged
+from .weight_quality import best_of as best_of
+from .weight_quality import quality as quality
+from .weight_zoo import Layout as Layout
+from .weight_zoo import WeightZoo as WeightZoo

@@ -1,4 +1,4 @@
-"""Dynamic logits fusion: known answers of the card, autograd and grids beside it, and models of transformers writing."""
+"""Dynamic logits fusion: known answers of the card, with softmaxes, autograd and grids beside it."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from headstart.core.rng import random_state
 from headstart.core.validate import Refused
-from headstart.merge import DynamicLogitsFusion, FusionProcessor, common_vocabulary, fuse_logits
-from headstart.merge.tilt import CLOSE, Path, Search
+from headstart.merge import DynamicLogitsFusion, fuse_logits
+from headstart.merge.tilt import CLOSE, Path, Search, solve
 from headstart.testing.subject import difference, snapshot
 
 DIRECTIONS = ["forward", "reverse", "symmetric"]
@@ -240,7 +240,7 @@ def test_one_token_left_is_certain():
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_is_widened_first(dtype):
-    large, small, (expert,) = (t if isinstance(t, list) else t for t in trio(c=500))
+    large, small, (expert,) = trio(c=500)
     expert = small + 0.05 * (expert - small)  # divergences of about 1e-3
     halves = [t.to(dtype) for t in (large, small, expert)]
     fused, alpha = fuse_logits(halves[0], halves[1], halves[2:])
@@ -255,7 +255,8 @@ def test_huge_changes_stay_finite():
     for factor in (1e3, 1e6, 1e30):
         for direction in DIRECTIONS:
             fused, alpha = fuse_logits(large, small, [small + factor * (expert - small)], direction=direction)
-            assert bool(fused.isfinite().all()) and bool(((alpha >= 0) & (alpha <= 2)).all())
+            assert bool(fused.isfinite().all())
+            assert bool(((alpha >= 0) & (alpha <= 2)).all())
 
 
 @given(st.integers(0, 10_000), st.integers(2, 30), st.floats(0.1, 6), st.sampled_from(DIRECTIONS))
@@ -282,6 +283,12 @@ def test_the_search_ends_where_a_divergence_jumps():
             assert low <= goal <= high
 
 
+def test_steps_that_only_creep_are_halved_into_the_root():
+    start, low, high = (torch.full((1,), value, dtype=torch.float64) for value in (2.0, 0.0, 2.0))
+    found = solve(lambda alpha: 1e-4 * (alpha - 0.3).sign(), start, low, high)
+    assert found.item() == pytest.approx(0.3, abs=1e-8)
+
+
 def test_a_grid_takes_the_nearest_of_its_values_in_any_order():
     large, small, (expert,) = trio(n=100)
     exact = fuse_logits(large, small, [expert], direction="forward")[1]
@@ -303,8 +310,7 @@ def test_leading_dimensions_are_kept():
 
 def test_inputs_and_random_state_stay_and_dtype_follows():
     for dtype in (torch.float32, torch.float64):
-        large, small, (expert,) = (t if isinstance(t, list) else t.to(dtype) for t in trio())
-        expert = expert.to(dtype)
+        large, small, expert = (t.to(dtype) for t in (*trio()[:2], trio()[2][0]))
         before, state = snapshot([large, small, expert]), random_state()
         fused, alpha = fuse_logits(large, small, [expert])
         assert not difference(before, snapshot([large, small, expert]))
@@ -368,15 +374,6 @@ def test_the_vocabulary_is_cut_when_asked():
     assert torch.equal(alpha, fuse_logits(large, small, [expert])[1])
 
 
-def test_common_vocabulary_counts_ids_that_mean_the_same():
-    assert common_vocabulary([{"a": 0, "b": 1, "c": 2}, {"b": 1, "a": 0}]) == 2
-    with pytest.raises(Refused, match="Id 1 must be the same token"):
-        common_vocabulary([{"a": 0, "b": 1}, {"a": 0, "c": 1}])
-    for few in ([{"a": 0}], [{"a": 0}, {}]):
-        with pytest.raises(Refused, match="two vocabularies"):
-            common_vocabulary(few)
-
-
 # classifiers
 
 
@@ -387,7 +384,8 @@ def test_the_module_fuses_classifiers_and_leaves_them_alone():
     x = logits(0, 8, 4, dtype=torch.float32)
     out, alpha = model.train().fused(x)  # frozen models stay in eval mode
     expected = fuse_logits(large[0](x), small[0](x), [e[0](x) for e in experts], mode="uniform")
-    assert torch.equal(out, expected[0]) and torch.equal(alpha, expected[1]) and torch.equal(model(x), out)
+    assert not difference((out, alpha), expected)
+    assert torch.equal(model(x), out)
     assert not [p for p in model.parameters() if p.requires_grad]
     assert not difference(before, snapshot([large, small, *experts]))
     with pytest.raises(Refused, match="needs an expert"):

@@ -90,8 +90,7 @@ class Search:
         width = high - low
         tried = torch.stack([low + width * k / CELLS for k in range(1, CELLS + 1)])
         values = torch.stack([self.objective(path.at(alpha)[0], targets) for alpha in tried])
-        least, at = values.min(0)
-        start = tried.gather(0, at[None])[0]
+        start = tried.gather(0, values.argmin(0, keepdim=True))[0]
 
         def move(alpha: Tensor) -> Tensor:
             reached, slopes, bends = path.at(alpha)
@@ -99,9 +98,7 @@ class Search:
             bend = (slopes.square() + (reached - targets) * bends).sum(-1)
             return slope / bend.abs()  # where it bends down, the bracket stops the step
 
-        found = _solve(move, start, start - width / CELLS, torch.minimum(start + width / CELLS, high))
-        better = self.objective(path.at(found)[0], targets) <= least
-        return torch.where(better, found, start)
+        return solve(move, start, start - width / CELLS, torch.minimum(start + width / CELLS, high))
 
 
 def _root(path: Path, targets: Tensor, which: int, most: float) -> Tensor:
@@ -117,10 +114,10 @@ def _root(path: Path, targets: Tensor, which: int, most: float) -> Tensor:
     still, high = target <= FLAT, torch.full_like(target, most)
     settled = still | (top <= target)
     start = high.where(settled, most * (target / top).sqrt())
-    return _solve(move, start, high.where(settled, 0.0), high).masked_fill(still, 0.0)
+    return solve(move, start, high.where(settled, 0.0), high).masked_fill(still, 0.0)
 
 
-def _solve(move: Callable[[Tensor], Tensor], alpha: Tensor, low: Tensor, high: Tensor) -> Tensor:
+def solve(move: Callable[[Tensor], Tensor], alpha: Tensor, low: Tensor, high: Tensor) -> Tensor:
     """Newton's steps inside a bracket that shrinks, from `alpha`; rows stop one by one, so none sees the others.
 
     Args:

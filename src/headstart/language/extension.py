@@ -50,6 +50,19 @@ def extend_model(
         Refused: ids that changed, a table smaller than the tokenizer, rows that do not fit, NaN.
 
     Reference: Zhao et al. 2024, vocabulary extension.
+
+    >>> from headstart.core.rng import seeded
+    >>> from headstart.language import extend_tokenizer
+    >>> from tokenizers import Tokenizer, models
+    >>> from transformers import GPT2Config, GPT2LMHeadModel
+    >>> old = Tokenizer(models.BPE(vocab={"a": 0, "b": 1}, merges=[]))
+    >>> new = extend_tokenizer(old, ["abab", "ab"], 1)
+    >>> with seeded(0):
+    ...     model = GPT2LMHeadModel(GPT2Config(vocab_size=2, n_positions=8, n_embd=4, n_layer=1, n_head=1))
+    >>> longer, unknown = extend_model(model, old, new)
+    >>> rows = longer.get_input_embeddings().weight
+    >>> bool(torch.allclose(rows[2], rows[:2].mean(0))), unknown
+    (True, 0)
     """
     one_of("init", init, ["subtoken_mean", "mean", "random"])
     old_ids, ids = (backend_of(t).get_vocab(with_added_tokens=True) for t in (tokenizer, extended))
@@ -86,7 +99,11 @@ def extend_model(
 
 
 def new_rows(rows: Tensor, pieces: Sequence[Sequence[int]], init: Init = "subtoken_mean", seed: int = 0) -> Tensor:
-    """Rows (new, D) for tokens, each of which is known by the old rows (V, D) of its pieces, if any."""
+    """Rows (new, D) for tokens, each of which is known by the old rows (V, D) of its pieces, if any.
+
+    >>> new_rows(torch.tensor([[0.0], [2.0], [7.0]]), [[1], [0, 2], []]).flatten().tolist()
+    [2.0, 3.5, 3.0]
+    """
     wide = rows.to(torch.promote_types(rows.dtype, torch.float32))
     mean = wide.mean(0)
     if init == "random":

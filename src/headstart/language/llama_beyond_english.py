@@ -166,6 +166,12 @@ def instructions(
         Refused: an empty text, or prompts so long that no response is left.
 
     Reference: Zhao et al. 2024, instruction tuning.
+
+    >>> from tokenizers import Tokenizer, models
+    >>> tokenizer = Tokenizer(models.BPE(vocab={"a": 0, "b": 1, "c": 2}, merges=[]))
+    >>> x, y = instructions(tokenizer, [("ab", "c"), ("a", "b")], end=9)
+    >>> x.tolist(), y.tolist()
+    ([[0, 1, 2], [0, 1, 9]], [[-100, 2, 9], [1, 9, -100]])
     """
     require(bool(pairs) and length >= 1, "instructions needs pairs and length >= 1", (len(pairs), length), "Pass some.")
     prompts, responses = (encoded(tokenizer, texts) for texts in zip(*pairs, strict=True))

@@ -22,8 +22,14 @@ class Mixed:
 
     Notes: a batch holds 1 - ratio times as much target text: take more steps to see as much of it.
 
+    Cost: none beside that of the batches.
+
     Raises:
         Refused: a ratio outside [0, 1], or with less than one example of either.
+
+    >>> target, source = (Batches(x=torch.full((9, 2), k), y=torch.full((9, 2), k), batch_size=4) for k in (0, 1))
+    >>> next(iter(Mixed(target=target, source=source, ratio=0.25))).x[:, 0].tolist()
+    [0, 0, 0, 1]
     """
 
     target: Batches

@@ -141,6 +141,14 @@ def clp_transfer(
         Refused: a model without such methods, and what `clp_embeddings` refuses.
 
     Reference: Ostendorff and Rehm 2023, cross-lingual and progressive transfer.
+
+    >>> from headstart.core.rng import seeded
+    >>> from transformers import GPT2Config, GPT2LMHeadModel
+    >>> with seeded(0):
+    ...     model = GPT2LMHeadModel(GPT2Config(vocab_size=2, n_positions=8, n_embd=4, n_layer=1, n_head=1))
+    >>> new, report = clp_transfer(model, ["a", "b"], torch.eye(3) + 1, ["b", "a", "c"])
+    >>> new.config.vocab_size, report.overlap, report.missing
+    (3, 2, 1)
     """
     rest: dict[str, Any] = {"weighting": weighting, "k": k, "temperature": temperature, "match_norm": match_norm,
                             "roles": roles, "spelling": spelling, "counts": counts}  # fmt: skip

@@ -23,6 +23,7 @@ from headstart.core.plan import (
     cosine,
     sgd,
 )  # fmt: skip
+from headstart.core.surgery import freeze
 from headstart.core.taps import tapped
 from headstart.core.validate import Refused
 
@@ -179,3 +180,10 @@ def test_schedules_and_optimizers() -> None:
     params = list(nn.Linear(1, 1).parameters())
     assert adamw(0.3, weight_decay=0.2)(params).defaults["weight_decay"] == 0.2
     assert sgd(0.3, momentum=0.5)(params).defaults["momentum"] == 0.5
+
+
+def test_an_input_that_nobody_else_holds_is_not_taken_for_a_later_one() -> None:
+    model = freeze(nn.Linear(4, 3))  # whose graph holds no input, so that the next view gets the same address
+    step = Step(model, batch())
+    for k in range(20):
+        assert torch.equal(step.run(step.batch.x * k).output, model(step.batch.x * k))

@@ -43,7 +43,7 @@ class Step:
     progress: float = 0.0
     terms: Mapping[str, nn.Module] = field(default_factory=dict)
     recorded: Mapping[str, Tensor] = field(default_factory=dict)
-    runs: dict[int, Run] = field(default_factory=dict, repr=False)
+    runs: dict[int, tuple[Any, Run]] = field(default_factory=dict, repr=False)  # holds x: its id must not be reused
     whole: Any = field(default=None, repr=False)
 
     def on(self, part: str) -> Step:
@@ -67,11 +67,11 @@ class Step:
                 run = self._forward(torch.cat(joint))
                 edge = 0
                 for t in joint:
-                    self.runs[id(t)] = _rows(run, edge, edge + len(t))
+                    self.runs[id(t)] = t, _rows(run, edge, edge + len(t))
                     edge += len(t)
             else:
-                self.runs[id(x)] = self._forward(x)
-        return self.runs[id(x)]
+                self.runs[id(x)] = x, self._forward(x)
+        return self.runs[id(x)][1]
 
     def _forward(self, x: Any) -> Run:
         output = self.model(x)

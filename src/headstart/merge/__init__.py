@@ -21,6 +21,9 @@ from .finetuning_transfer import diff_vector as diff_vector
 from .finetuning_transfer import recycle as recycle
 from .fused_generation import FusionProcessor as FusionProcessor
 from .fused_generation import common_vocabulary as common_vocabulary
+from .learngene import Learngene as Learngene
+from .linearity import Linearity as Linearity
+from .linearity import linearity_report as linearity_report
 from .padding import Padded as Padded
 from .robust_weight_signatures import Patched as Patched
 from .robust_weight_signatures import extract_signature as extract_signature
@@ -33,6 +36,7 @@ from .slerp import Slerp as Slerp
 from .strength import choose_alpha as choose_alpha
 from .task_arithmetic import TaskArithmetic as TaskArithmetic
 from .ties import Ties as Ties
+from .tleg import TLEG as TLEG
 from .transfer_report import transfer_report as transfer_report
 from .weight_quality import Judged as Judged
 from .weight_quality import best_of as best_of

@@ -15,7 +15,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, GPTJConfig, GPTJForCausalL
 
 from headstart.core.rng import random_state, seeded
 from headstart.core.validate import Refused
-from headstart.merge import clp_embeddings, clp_transfer
+from headstart.merge.clp_transfer import clp_embeddings, clp_transfer
 from headstart.merge.vocabulary import marker_of
 from headstart.testing.subject import difference
 

@@ -10,6 +10,8 @@ from .batchnorm import restored_batchnorm as restored_batchnorm
 from .breadcrumbs import Breadcrumbs as Breadcrumbs
 from .clp_transfer import clp_embeddings as clp_embeddings
 from .clp_transfer import clp_transfer as clp_transfer
+from .confident import Confident as Confident
+from .confident import trusted as trusted
 from .d2nwg import D2NWG as D2NWG
 from .dare import Dare as Dare
 from .della import Della as Della
@@ -21,6 +23,8 @@ from .finetuning_transfer import diff_vector as diff_vector
 from .finetuning_transfer import recycle as recycle
 from .fused_generation import FusionProcessor as FusionProcessor
 from .fused_generation import common_vocabulary as common_vocabulary
+from .keep_best import KeepBest as KeepBest
+from .keep_best import clipped as clipped
 from .learngene import Learngene as Learngene
 from .linearity import Linearity as Linearity
 from .linearity import linearity_report as linearity_report

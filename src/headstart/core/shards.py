@@ -5,20 +5,21 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
+import weakref
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Protocol, TypeAlias, runtime_checkable
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from .validate import require
 
-PART = 1 << 18
-"""Entries that are read, merged and written at a time: 1 MB of float32, so that caches hold them."""
+PART = 1 << 16
+"""Entries that are read, merged and written at a time: 256 kB of float32, so that caches hold them."""
 
 Weights: TypeAlias = Mapping[str, Tensor]
 """A plain state dict, or a lazy one over safetensors shards."""
@@ -63,6 +64,7 @@ class LazyWeights(Mapping[str, Tensor]):
 
     def __init__(self, path: Path | str) -> None:
         self._places: dict[str, tuple[Path, int, Spec]] = {}
+        self._open: dict[Path, int] = {}
         for file in _files(Path(path)):
             self._places.update(_places(file))
 
@@ -87,12 +89,33 @@ class LazyWeights(Mapping[str, Tensor]):
 
     def part(self, name: str, start: int, stop: int) -> Tensor:
         """Entries start..stop-1 of the flattened tensor."""
+        return self.lend(name, stop - start)(start, stop)
+
+    def lend(self, name: str, most: int = PART) -> Callable[[int, int], Tensor]:
+        """A function (start, stop) -> those entries, up to `most`, in a buffer that its next call fills anew."""
         file, offset, spec = self._places[name]
         width = spec.dtype.itemsize
-        raw = np.fromfile(file, np.uint8, (stop - start) * width, offset=offset + start * width)
-        require(len(raw) == (stop - start) * width, "A weight file must stay as it was opened",
-                f"a shorter {file.name}", "Do not change it while it is read.")  # fmt: skip
-        return torch.from_numpy(raw).view(spec.dtype) if len(raw) else torch.empty(0, dtype=spec.dtype)
+        buffer = torch.empty(min(most, spec.entries), dtype=spec.dtype)
+        raw = memoryview(buffer.view(torch.uint8).numpy()) if len(buffer) else memoryview(b"")  # type: ignore[arg-type]
+        number = self._number(file)
+
+        def read(start: int, stop: int) -> Tensor:
+            done, size = 0, (stop - start) * width
+            while done < size:
+                got = os.preadv(number, [raw[done:size]], offset + start * width + done)
+                require(got > 0, "A weight file must stay as it was opened", f"a shorter {file.name}",
+                        "Do not change it while it is read.")  # fmt: skip
+                done += got
+            return buffer[: stop - start]
+
+        return read
+
+    def _number(self, file: Path) -> int:
+        """The number of the file, which is opened when it is first read and closed with the last reader."""
+        if file not in self._open:
+            self._open[file] = os.open(file, os.O_RDONLY)
+            weakref.finalize(self, os.close, self._open[file])
+        return self._open[file]
 
 
 @runtime_checkable
@@ -119,11 +142,23 @@ def reader(weights: Weights, name: str) -> Callable[[int, int], Tensor]:
     return lambda start, stop: flat[start:stop]
 
 
+@runtime_checkable
+class Lender(Protocol):
+    """Weights that read into a buffer of their own, which spares a new one for every part."""
+
+    def lend(self, name: str) -> Callable[[int, int], Tensor]: ...
+
+
+def borrowed(weights: Weights, name: str) -> Callable[[int, int], Tensor]:
+    """As `reader`, but a part may be overwritten by the next call: for whoever is done with it by then."""
+    return weights.lend(name) if isinstance(weights, Lender) else reader(weights, name)
+
+
 def spans(entries: int) -> Iterator[tuple[int, int]]:
     """(start, stop) of the parts of a flattened tensor; an empty one has one empty part.
 
     >>> list(spans(0)), list(spans(PART + 1))
-    ([(0, 0)], [(0, 262144), (262144, 262145)])
+    ([(0, 0)], [(0, 65536), (65536, 65537)])
     """
     return ((start, min(start + PART, entries)) for start in range(0, max(entries, 1), PART))
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from .shards import LazyWeights as LazyWeights
 from .shards import Spec as Spec
 from .shards import Weights as Weights
+from .shards import borrowed
 from .shards import fingerprint as fingerprint
 from .shards import reader as reader
 from .shards import spans as spans
@@ -191,7 +192,7 @@ def _merger(
     wide, device = wider(dtype), reader(models[0], name)(0, 0).device
 
     def rows(sources: Sequence[Weights]) -> Callable[[int, int], Iterator[Tensor]]:
-        readers = [reader(one, name) for one in sources]
+        readers = [borrowed(one, name) for one in sources]
         return lambda start, stop: (_part(name, read(start, stop).to(device, wide)) for read in readers)
 
     of_models, of_base, of_importance = rows(models), rows([] if base is None else [base]), rows(importance or [])

@@ -10,13 +10,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from headstart.core.shards import Weights, reader, spans, spec_of
-from headstart.core.validate import finite
+from headstart.core.shards import Weights, borrowed, spans, spec_of
 from headstart.core.weights import wider
 
 _BINS = 1 << 16  # bit patterns that are told apart in one pass
-_TOP = 0x7F800000  # the bit pattern of infinity: finite magnitudes lie below
-_SAMPLE = 1 << 12  # entries looked at in each part to guess where the edge lies
+_INFINITY, _TOP = 0x7F800000, 1 << 31  # the bit pattern of infinity, and what no pattern reaches
+_SAMPLE = 1 << 10  # entries looked at in each part to guess where the edge lies
 
 
 @dataclass(frozen=True)
@@ -73,10 +72,7 @@ def edges(
     Cost: one pass over everything, O(1) an entry, and as a rule another over half of it to find where the ties end;
     memory 1 MB a model and one part.
 
-    Notes: magnitudes are compared as float32.
-
-    Raises:
-        Refused: a change that is NaN or infinite.
+    Notes: magnitudes are compared as float32. NaN counts as the largest; the merge that follows refuses it.
     """
     searches = [_Search(count) for count in kept]
     for _, _, k, bits in _bits(names, models, base, range(len(models)), _SAMPLE):
@@ -84,9 +80,7 @@ def edges(
     for search in searches:
         search.guess(sum(spec_of(base, name).entries for name in names))
     while unfinished := [k for k, search in enumerate(searches) if not search.done]:
-        for name, _, k, bits in _bits(names, models, base, unfinished):
-            if len(bits) and bits.max() >= _TOP:
-                finite(f"tensor {name!r}", torch.from_numpy(bits.view(np.float32)), "Do not merge a diverged model.")
+        for _, _, k, bits in _bits(names, models, base, unfinished):
             searches[k].count(bits)
         for k in unfinished:
             searches[k].narrow()
@@ -98,7 +92,7 @@ class _Search:
 
     def __init__(self, kept: int) -> None:
         self.kept, self.seen, self.done = kept, list[NDArray[np.int32]](), kept == 0
-        self.low, self.shift = _TOP if kept == 0 else 0, 0
+        self.low, self.shift = _INFINITY if kept == 0 else 0, 0
         self.ties = self.total = 0  # how many at the edge are kept, and how many there are
         self._clear()
 
@@ -123,10 +117,11 @@ class _Search:
         self.low, self.shift = low, max(0, (high - low - 1).bit_length() - 16)
 
     def count(self, bits: NDArray[np.int32]) -> None:
-        offset = (bits - self.low).view(np.uint32)  # what lies below becomes very large
+        """A part of the stream; it is changed."""
+        offset = np.subtract(bits, self.low, out=bits).view(np.uint32)  # what lies below becomes very large
         inside = offset[offset < _BINS << self.shift]
         self.table += np.bincount(inside >> self.shift, minlength=_BINS)
-        self.above += len(bits) - int(np.count_nonzero(bits < self.low)) - len(inside)
+        self.above += int(np.count_nonzero(bits >= 0)) - len(inside)
 
     def narrow(self) -> None:
         """Take the bin that holds the edge; or, where the range missed it, everything on that side."""
@@ -170,17 +165,20 @@ def _bits(
 ) -> Iterator[tuple[str, int, int, NDArray[np.int32]]]:  # fmt: skip
     """(name, first entry, model, bit patterns of the magnitudes of its changes) part by part, on the CPU.
 
-    `which` may lose models on the way; `most` reads only the first entries of each part.
+    `which` may lose models on the way; `most` reads only the first entries of each part. The patterns are the reader's
+    to change, and gone with the next.
     """
     for name in names:
-        spec, origin = spec_of(base, name), reader(base, name)
-        every = {k: reader(models[k], name) for k in which}
+        spec, origin = spec_of(base, name), borrowed(base, name)
+        every = {k: borrowed(models[k], name) for k in which}
         wide = wider(spec_of(models[0], name).dtype)
         for start, stop in spans(spec.entries):
             if not which:
                 return
             stop = stop if most is None else min(stop, start + most)
-            before = origin(start, stop).cpu().to(wide)
+            before = origin(start, stop).cpu().to(wide).numpy()
+            space = np.empty(len(before), before.dtype)
             for k in list(which):
-                change = every[k](start, stop).cpu().to(wide) - before
-                yield name, start, k, change.float().numpy().view(np.int32) & 0x7FFFFFFF
+                change = np.subtract(every[k](start, stop).cpu().to(wide).numpy(), before, out=space)
+                bits = change.astype(np.float32, copy=False).view(np.int32)
+                yield name, start, k, np.bitwise_and(bits, 0x7FFFFFFF, out=bits)

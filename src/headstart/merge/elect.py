@@ -93,15 +93,16 @@ class Election:
         total: Balance | Extremes = Extremes() if self.combine == "max" else Balance()
         count = Balance()
         alike = self.weigh == "before" or self.weights is None  # then the votes are the total
+        whole = torch.float32 if self.weights is None else torch.float64  # counts without weights are small integers
         votes = count if self.elect == "count" else total if alike and isinstance(total, Balance) else Balance()
         for weight, change in zip(self.of_each(models), changes, strict=True):
             voted = change if self.weigh == "after" or weight == 1 else weight * change
             if votes is count or self.combine == "mean":
-                count.add(voted.sign(), abs(weight) if self.weigh == "before" else 1.0)
+                count.add(voted.sign(), abs(weight) if self.weigh == "before" else 1.0, whole)
             if votes is not count:
-                votes.add(voted.to(torch.float64, copy=True), 1.0)
+                votes.add(voted, 1.0)
             if total is not votes:
-                total.add(voted.to(torch.float64, copy=True), 1.0 if self.weigh == "before" else weight)
+                total.add(voted, 1.0 if self.weigh == "before" else weight)
         return votes, total, count
 
 
@@ -112,14 +113,15 @@ class Balance:
     """
 
     def __init__(self) -> None:
-        self.sum = self.size = torch.zeros(())
+        self.sum = self.size = self.space = torch.zeros(())
 
-    def add(self, values: Tensor, weight: float) -> None:
-        """One more model's values (n,); they are not kept."""
+    def add(self, values: Tensor, weight: float, dtype: torch.dtype = torch.float64) -> None:
+        """One more model's values (n,)."""
         if self.sum.ndim == 0:
-            self.sum, self.size = torch.zeros_like(values), torch.zeros_like(values)
-        self.sum.add_(values, alpha=weight)
-        self.size.add_(values.abs_(), alpha=weight)
+            self.sum, self.size = torch.zeros_like(values, dtype=dtype), torch.zeros_like(values, dtype=dtype)
+            self.space = torch.empty_like(values, dtype=dtype)
+        self.sum.add_(self.space.copy_(values), alpha=weight)
+        self.size.add_(self.space.abs_(), alpha=weight)
 
     def of(self, sign: Tensor) -> Tensor:
         """The sum of the values that have this sign, place by place."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -11,7 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from headstart.core.shards import Spec, Weights, reader, spec_of
+from headstart.core.shards import Spec, Weights, borrowed, reader, spec_of
 from headstart.core.validate import require
 from headstart.core.weights import LazyWeights
 from headstart.merge.adapters import CONFIG, read_adapter
@@ -116,6 +116,10 @@ class Selected(Mapping[str, Tensor]):
     def part(self, name: str, start: int, stop: int) -> Tensor:
         """Entries start..stop-1 of the flattened tensor."""
         return reader(self.weights, name)(start, stop)
+
+    def lend(self, name: str) -> Callable[[int, int], Tensor]:
+        """As `LazyWeights.lend`."""
+        return borrowed(self.weights, name)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -153,11 +153,16 @@ class _Read(Selected):
             self.places[name] = self.total
             self.total += self.spec(name).entries
 
-    def part(self, name: str, start: int, stop: int) -> Tensor:
+    def lend(self, name: str) -> Callable[[int, int], Tensor]:
         """As `Selected`."""
-        if self.progress:
-            self.progress("reading the models", self.places[name] + stop, self.total)
-        return super().part(name, start, stop)
+        read = super().lend(name)
+
+        def told(start: int, stop: int) -> Tensor:
+            if self.progress:
+                self.progress("reading the models", self.places[name] + stop, self.total)
+            return read(start, stop)
+
+        return told
 
     def shown(self, parts: Iterator[tuple[str, int, Tensor]], total: int) -> Iterator[tuple[str, int, Tensor]]:
         """The merged parts, counted as they come."""

@@ -232,6 +232,16 @@ def test_a_token_that_any_model_excludes_is_left_out_of_everything():
     torch.testing.assert_close(fused[:, kept], left)
 
 
+def test_a_mask_of_the_least_number_excludes_as_minus_infinity_does():
+    for where in range(3):
+        given = [t if isinstance(t, Tensor) else t[0] for t in trio(c=12)]
+        results = []
+        for mask in (-torch.inf, torch.finfo(torch.float64).min):
+            given[where][:, 4] = mask
+            results.append(fuse_logits(given[0], given[1], given[2:]))
+        assert not difference(*results)
+
+
 def test_one_token_left_is_certain():
     large = torch.tensor([[0.0, -torch.inf, -torch.inf]])
     fused, alpha = fuse_logits(large, logits(0, 1, 3).float(), [logits(1, 1, 3).float()])

@@ -58,9 +58,10 @@ def fuse_logits(
     Cost: about 8 passes over the logits of an expert for one direction, 25 for both; 21 for the paper's grid.
 
     Notes: apply temperature, top-p and penalties to what comes out. Rows do not depend on one another. A token with
-    -inf in any model is excluded: -inf in the result, left out of the divergences. An expert equal to its base gets
-    alpha 0; a divergence out of reach gets `most`. With alpha 1 this is proxy-tuning. Works in float64. Where both
-    models are all but certain, the symmetric objective can have two minima, and rarely the worse one is found.
+    -inf, or the least number of the dtype, in any model is excluded: -inf in the result, left out of the divergences.
+    An expert equal to its base gets alpha 0; a divergence out of reach gets `most`. With alpha 1 this is proxy-tuning.
+    Works in float64. Where the models are all but certain, the symmetric objective can have two minima, and rarely the
+    worse one is found.
 
     Raises:
         Refused: no expert, differing shapes or devices, NaN, a row of -inf, most <= 0, a bad grid.
@@ -74,7 +75,7 @@ def fuse_logits(
     check_options(direction, mode, most, grid)
     given = _checked(large, small, experts, vocabulary)
     wide = [logits.double() for logits in given]
-    alive = torch.stack([logits.isfinite() for logits in wide]).all(0)
+    alive = torch.stack([logits > torch.finfo(logits.dtype).min for logits in given]).all(0)
     require(bool(alive.any(-1).all()), "Each row must keep a token that no model excludes", "none in some row",
             "Check which tokens are masked with -inf.")  # fmt: skip
     log_p, log_q = (logits.masked_fill(~alive, -torch.inf).log_softmax(-1) for logits in wide[:2])

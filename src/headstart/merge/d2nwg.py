@@ -130,7 +130,7 @@ class D2NWG:
             vae = WeightVAE(x.shape[1], self.latent, self.hidden)
             encoder: nn.Module = Prototypes()
             if self.condition == "set":
-                encoder = SetEncoder(sets.shape[3], self.latent, width=128, hidden=64, points=8)
+                encoder = SetEncoder(sets.shape[3], self.latent, width=64, hidden=32, points=4)
             told = self.latent if self.condition == "set" else sets.shape[1] * sets.shape[3]
             denoiser = Denoiser(self.latent, told + (pieces if pieces > 1 else 0), width=self.width)
         vae = trained(vae, Batches(x=x, batch_size=self.batch_size, seed=seed), Squeeze(self.kl), self.steps[0])

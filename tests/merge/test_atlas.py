@@ -212,7 +212,7 @@ def test_5_a_linear_model_finds_the_least_squares_solution():
     expected = torch.linalg.lstsq(design, rest).solution.view(2, 3).T  # (vectors, blocks)
     plan = Plan(
         model=Atlas(vectors=vectors, half=False).apply(model), stream=[Batch(x, extra={"value": value})],
-        terms={"fit": SquaredError()}, steps=2000, optimizer=sgd(0.05, momentum=0.9),
+        terms={"fit": SquaredError()}, steps=700, optimizer=sgd(0.05, momentum=0.9),
     )  # fmt: skip
     torch.testing.assert_close(fit(plan, device="cpu").model.coefficients.data, expected, rtol=1e-6, atol=1e-6)
 
@@ -481,6 +481,33 @@ def test_low_rank_vectors_are_vectors_and_untouched_tensors_take_no_memory():
     assert [len(changes.values) for changes in composed.changes.values()] == [4, 3, 3, 3, 3, 3]
     composed(X).sum().backward()
     assert composed.coefficients.grad[0].ne(0).tolist() == [True] + [False] * 5
+
+
+def test_attention_that_reads_weights_behind_its_layers_sees_the_sum():
+    with seeded(0):
+        layer = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True)
+    atlas, x = Atlas(vectors=noise(layer, 2)), some((4, 5, 8))
+    for training in (True, False):
+        composed = placed(atlas.apply(layer), 0.7).train(training)
+        with torch.no_grad():
+            folded = atlas.fold(composed).train(training)(x)
+            torch.testing.assert_close(composed(x), folded, rtol=1e-5, atol=1e-5)
+            assert float((folded - layer.train(training)(x)).abs().max()) > 0.01
+
+
+def test_a_language_model_with_tied_weights_and_named_inputs():
+    transformers = pytest.importorskip("transformers")
+    config = transformers.GPT2Config(vocab_size=17, n_embd=8, n_layer=1, n_head=2, n_positions=16)
+    with seeded(0):
+        model = transformers.GPT2LMHeadModel(config).eval()
+    atlas, tokens = Atlas(vectors=noise(model, 2)), torch.arange(10).reshape(2, 5)
+    composed = placed(atlas.apply(model), 0.5)
+    output = composed(input_ids=tokens, labels=tokens)
+    folded = atlas.fold(composed)
+    assert folded.lm_head.weight is folded.transformer.wte.weight
+    torch.testing.assert_close(folded(input_ids=tokens).logits, output.logits, rtol=1e-5, atol=1e-6)
+    output.loss.backward()
+    assert composed.coefficients.grad.all()
 
 
 def test_copies_share_vectors_but_not_coefficients_and_dtype_changes_leave_half_precision():

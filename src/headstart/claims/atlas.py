@@ -49,7 +49,11 @@ CLAIMS = (
         for k in ("4 shots", "16 shots")
     ),
 )
-NOTE = ""
+NOTE = (
+    "The ten points of the far target are our reading of 'clearly'. As in the card's pilot, one coefficient a vector "
+    "does as well on the near target, and fine-tuning catches up at 16 shots; on the far target it is far better. Two "
+    "vectors a tensor chosen by the gradient at zero beat two at random on the near target, not on the far one."
+)
 SHOTS = {"near": (1, 4, 16), "far": (4, 16)}
 Look = Callable[[Tensor], Tensor]
 

@@ -63,7 +63,7 @@ class Confident(Term):
     Raises:
         Refused: a threshold outside [0, 1), temperature <= 0, a label that is no class.
 
-    Reference: Zhang et al. 2024, section 4.4, after FixMatch (Sohn et al. 2020).
+    Reference: Zhang et al. 2024, test-time adaptation, after FixMatch (Sohn et al. 2020).
 
     >>> import torch
     >>> from headstart.core.plan import Batch

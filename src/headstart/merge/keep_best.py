@@ -57,7 +57,7 @@ class KeepBest:
     Raises:
         Refused: every < 1, or a score of NaN.
 
-    Reference: Zhang et al. 2024, appendix on training; where nothing beats the start their code has no answer.
+    Reference: Zhang et al. 2024, the best epoch on validation data; where none beats the start it is the start.
 
     >>> from headstart.core.loop import fit
     >>> model = nn.Linear(1, 2)

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from headstart.core.weights import wider
 
-PIECE = 1 << 20
-"""Entries of all vectors together that are widened at a time."""
+PIECE = 1 << 18
+"""Entries of all vectors together that are widened at a time: 1 MB of float32, so that caches hold them."""
 
 
 @dataclass(frozen=True, eq=False)

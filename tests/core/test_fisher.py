@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from copy import deepcopy
 from typing import Any
 
 import pytest
@@ -15,14 +16,16 @@ from torch import Tensor, nn
 from headstart.core.calls import recorded
 from headstart.core.fisher import diagonal_fisher
 from headstart.core.rng import random_state, seeded
-from headstart.core.stream import Batches, each, size
+from headstart.core.stream import Batches, each
 from headstart.core.validate import Refused
 from headstart.testing.subject import difference, snapshot
 
 LABELS = ("expected", "true", "sampled")
 
 
-def slow_fisher(model: nn.Module, x: Any, labels: Tensor | None = None, factors: Tensor | None = None) -> dict[str, Tensor]:
+def slow_fisher(
+    model: nn.Module, x: Any, labels: Tensor | None = None, factors: Tensor | None = None
+) -> dict[str, Tensor]:
     """One example, one class, one gradient at a time; the given labels (n, s) instead of all classes."""
     model.eval()
     named = {name: p for name, p in model.named_parameters() if p.requires_grad}
@@ -184,3 +187,173 @@ def labels_drawn(model: nn.Module, x: Any, chunk: int, seed: int, samples: int =
         p = (model(**x) if isinstance(x, dict) else model(x)).double().softmax(1)
         batches = [part for batch in p.split(6) for part in batch.split(chunk)]
         return torch.cat([part.multinomial(samples, replacement=True) for part in batches])
+
+
+@pytest.mark.parametrize("name", ["perceptron", "convolutions", "encoder", "attention"])
+def test_single_precision_agrees(name: str) -> None:
+    model, x, _ = model_of(name, dtype=torch.float32)
+    exact, more = deepcopy(model).double(), each(lambda t: t.double() if t.is_floating_point() else t, x)
+    fast, slow = diagonal_fisher(model, [x]), slow_fisher(exact, more)
+    for key, value in slow.items():
+        assert (fast[key] - value).abs().max() <= 1e-5 * value.max() + 1e-12, key  # of 24 bits
+
+
+@pytest.mark.parametrize("name", ["perceptron", "sequence", "convolutions", "encoder", "later", "tied"])
+def test_closed_forms_do_what_they_can(name: str) -> None:
+    """Which layers are seen once with a row an example; without this the slow way would pass every other test."""
+    model, x, _ = model_of(name)
+    with torch.enable_grad():
+        _, calls = recorded(model.eval(), x, dict(model.named_parameters()))
+    layers = [label for label, layer in model.named_modules() if layer in {call.layer for call in calls}]
+    every = [label for label, layer in model.named_modules() if label and list(layer.parameters(recurse=False))]
+    left = {"later": ["enter"], "tied": ["twice"]}.get(name, [])
+    assert layers == [label for label in every if label not in left]
+
+
+def test_an_embedding_that_examples_share_is_spread_only_where_that_changes_nothing() -> None:
+    class Odd(Encoder):
+        def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
+            place = self.place(torch.arange(ids.shape[1])[None])
+            return super().forward(ids, mask) + place.sum((0, 1))[:3]  # a row for each would be summed too
+
+    with seeded(0):
+        model, x = Odd().double(), words(6)
+    agree(diagonal_fisher(model, [x]), slow_fisher(model, x))
+
+
+def test_several_draws_are_averaged_and_right_in_the_long_run() -> None:
+    model, x, _ = model_of("perceptron")
+    drawn = diagonal_fisher(model, [x[:6], x[6:]], labels="sampled", samples=3, seed=5)
+    agree(drawn, slow_fisher(model, x, labels_drawn(model, x, 64, seed=5, samples=3)))
+    many = [diagonal_fisher(model, [x], labels="sampled", seed=s)["6.bias"] for s in range(100)]
+    mean, spread = torch.stack(many).mean(0), torch.stack(many).std(0) / 10
+    error = (mean - diagonal_fisher(model, [x])["6.bias"]).abs() / spread
+    assert float(error.max()) < 4  # standard errors
+    assert not difference(*(diagonal_fisher(model, [x], labels="sampled", seed=1) for _ in range(2)))
+
+
+def test_softmax_regression_is_the_closed_form() -> None:
+    model, x = nn.Linear(4, 3).double(), numbers(4)(9)
+    p = model(x).softmax(1).detach()
+    found = diagonal_fisher(model, [x])
+    variance = p * (1 - p)  # E_y (1[y=c] - p_c)^2
+    assert torch.allclose(found["bias"].double(), variance.mean(0), rtol=1e-6)
+    assert torch.allclose(found["weight"].double(), variance.T @ x.square() / len(x), rtol=1e-6)
+
+
+def test_one_output_is_regression_with_unit_noise() -> None:
+    model, x = nn.Linear(4, 1).double(), numbers(4)(9)
+    agree(diagonal_fisher(model, [x]), {"weight": x.square().mean(0)[None], "bias": torch.ones(1).double()})
+    y = torch.linspace(0, 1, 9).double()
+    residual = (y - model(x)[:, 0].detach()).square()
+    found = diagonal_fisher(model, [(x, y)], labels="true")
+    agree(found, {"weight": (residual @ x.square() / 9)[None], "bias": residual.mean()[None]})
+    drawn = diagonal_fisher(model, [x], labels="sampled", samples=4000)["bias"]
+    assert abs(float(drawn) - 1) < 4 * (2 / 36_000) ** 0.5  # of 36,000 squared normal numbers
+
+
+@settings(max_examples=15, deadline=None)
+@given(shift=st.floats(-50, 50), seed=st.integers(0, 9), chunk=st.integers(1, 9), edge=st.integers(0, 9))
+def test_order_batches_and_a_shift_of_the_logits_change_nothing(shift: float, seed: int, chunk: int, edge: int) -> None:
+    model, x, _ = model_of("perceptron", 9)
+    shifted = nn.Sequential(model, Shift(shift))
+    order = torch.randperm(9, generator=torch.Generator().manual_seed(seed))
+    one = diagonal_fisher(model, [x])
+    two = diagonal_fisher(shifted, [x[order[:edge]], x[order[edge:]]], chunk=chunk)
+    for name, value in one.items():
+        assert torch.allclose(value, two[f"0.{name}"], rtol=1e-5, atol=1e-12)
+
+
+class Shift(nn.Module):
+    def __init__(self, shift: float) -> None:
+        super().__init__()
+        self.shift = shift
+
+    def forward(self, logits: Tensor) -> Tensor:
+        return logits + self.shift
+
+
+def test_what_does_not_reach_the_logits_has_exactly_none() -> None:
+    model, x, _ = model_of("perceptron")
+    with torch.no_grad():
+        model[0].bias[2] = -1e3  # a unit that its ReLU never lets through
+    found = diagonal_fisher(model, [x])
+    assert not found["0.weight"][2].any()
+    assert not found["0.bias"][2].any()
+    assert found["0.weight"][1].all()
+    model, x, _ = model_of("encoder")
+    found = diagonal_fisher(model, [x])
+    seen = x["ids"].unique()
+    assert not found["word.weight"][[w for w in range(11) if w not in seen]].any()
+    assert not found["place.weight"][5:].any()
+
+
+def test_n_examples_ends_the_pass_even_of_an_endless_stream() -> None:
+    model, x, _ = model_of("perceptron", 9)
+    agree(diagonal_fisher(model, [x[:4], x[4:]], n_examples=6), slow_fisher(model, x[:6]))
+    endless = Batches(x=x, batch_size=9)
+    agree(diagonal_fisher(model, endless, n_examples=9), slow_fisher(model, x))
+    with pytest.raises(Refused, match="never ends"):
+        diagonal_fisher(model, endless)
+
+
+@pytest.mark.parametrize("name", ["perceptron", "encoder", "attention", "choosing"])
+def test_leaves_no_trace_and_skips_frozen_weights(name: str) -> None:
+    model, x, y = model_of(name)
+    model.train()
+    first = next(iter(dict(model.named_parameters())))
+    model.get_parameter(first).requires_grad = False
+    before, state = snapshot(model), random_state()
+    fast_path = torch.backends.mha.get_fastpath_enabled()
+    with torch.no_grad():  # the caller's mode does not matter
+        found = diagonal_fisher(model, [(x, y)], labels="sampled")
+    assert 0 < len(found) == len(list(model.parameters())) - 1
+    assert first not in found
+    assert not difference(before, snapshot(model))
+    assert not difference(state, random_state())
+    assert torch.backends.mha.get_fastpath_enabled() == fast_path
+
+
+def test_half_precision_is_squared_in_single() -> None:
+    model, x, _ = model_of("perceptron", dtype=torch.float32)
+    with torch.no_grad():
+        model[6].weight.mul_(1e-3)  # squares below the least number of float16
+    exact, found = diagonal_fisher(model, [x]), diagonal_fisher(model.bfloat16(), [x.bfloat16()])
+    assert exact["0.weight"].max() < 1e-6
+    for name, value in exact.items():
+        assert found[name].dtype == torch.float32
+        assert torch.allclose(found[name], value, rtol=0.2, atol=float(value.max()) / 20), name  # 8 bits
+
+
+def test_a_transformer_of_the_transformers_library() -> None:
+    transformers = pytest.importorskip("transformers")
+    config = transformers.BertConfig(vocab_size=11, hidden_size=8, num_hidden_layers=1, num_attention_heads=2,
+                                     intermediate_size=16, num_labels=3, max_position_embeddings=8)  # fmt: skip
+    with seeded(0):
+        model = transformers.BertForSequenceClassification(config).double().eval()
+    given = words(6)
+    x = {"input_ids": given["ids"], "attention_mask": given["mask"]}
+    fast, slow = diagonal_fisher(model, [x]), slow_fisher(model, x)
+    for name, value in slow.items():
+        assert torch.allclose(fast[name].double(), value, rtol=1e-6, atol=1e-12 * float(value.max()) + 1e-20), name
+    _, calls = recorded(model, x, dict(model.named_parameters()))
+    assert len([name for call in calls for name in call.names.values()]) == len(slow)
+
+
+def test_refuses() -> None:
+    model, x, y = model_of("perceptron")
+    with pytest.raises(Refused, match="at least one example"):
+        diagonal_fisher(model, [])
+    with pytest.raises(Refused, match="needs labels in the stream"):
+        diagonal_fisher(model, [x], labels="true")
+    with pytest.raises(Refused, match=r"0\.\.2"):
+        diagonal_fisher(model, [(x, y + 1)], labels="true")
+    with pytest.raises(Refused, match="Did you mean 'expected'"):
+        diagonal_fisher(model, [x], labels="expcted")  # type: ignore[arg-type]
+    for settings_given in ({"samples": 0}, {"chunk": 0}, {"n_examples": 0}):
+        with pytest.raises(Refused, match="Raise it"):
+            diagonal_fisher(model, [x], **settings_given)
+    with pytest.raises(Refused, match="needs logits"):
+        diagonal_fisher(nn.Sequential(nn.Linear(4, 6), nn.Unflatten(1, (2, 3))), [x.float()])
+    with pytest.raises(Refused, match="trainable parameters"):
+        diagonal_fisher(model.requires_grad_(False), [x])

@@ -14,9 +14,10 @@ from headstart.attack import MIFGSM
 from headstart.choose import GBC, HScore, LogME
 from headstart.core.ascent import misclassify
 from headstart.core.evidence import Evidence, extract
+from headstart.core.fisher import diagonal_fisher
 from headstart.core.loop import fit
 from headstart.core.plan import Plan, Weighted, adamw, cosine
-from headstart.core.statistics import ClassStatistics, diagonal_fisher
+from headstart.core.statistics import ClassStatistics
 from headstart.core.stream import Batches
 from headstart.distill import SoftTargets
 from headstart.merge import Average, Ties

@@ -1,4 +1,4 @@
-"""Statistics add over shards; the Fisher diagonal is the slow per-example sum."""
+"""Statistics add over shards, and are those of the features."""
 
 from __future__ import annotations
 
@@ -12,10 +12,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from headstart.core.evidence import extract, extract_statistics
-from headstart.core.rng import random_state
-from headstart.core.statistics import ClassStatistics, diagonal_fisher
+from headstart.core.statistics import ClassStatistics
 from headstart.core.validate import Refused
-from headstart.testing.subject import difference, snapshot
 
 
 @settings(max_examples=25, deadline=None)
@@ -72,81 +70,3 @@ def test_memory_does_not_grow_with_the_examples() -> None:
     short, long = (ClassStatistics.stream(rows(n), 2) for n in (2, 200))
     assert [getattr(short, f.name).shape for f in fields(short)] == [getattr(long, f.name).shape for f in fields(long)]
     assert long.n == 2000
-
-
-def model_and_data(n: int = 9) -> tuple[nn.Module, Tensor, Tensor]:
-    generator = torch.Generator().manual_seed(0)
-    model = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Dropout(0.5), nn.Linear(5, 3))
-    with torch.no_grad():
-        for p in model.parameters():
-            p.copy_(torch.randn(p.shape, generator=generator))
-    return model.double(), torch.randn(n, 4, generator=generator).double(), torch.arange(n) % 3
-
-
-def slow_fisher(model: nn.Module, x: Tensor, y: Tensor | None) -> dict[str, Tensor]:
-    """One example, one class, one backward pass at a time."""
-    model.eval()
-    total = {name: torch.zeros_like(p) for name, p in model.named_parameters()}
-    for k in range(len(x)):
-        logs = model(x[k : k + 1]).log_softmax(1)[0]
-        for c in range(len(logs)) if y is None else [int(y[k])]:
-            gradients = torch.autograd.grad(logs[c], list(model.parameters()), retain_graph=True)
-            for (_, value), g in zip(total.items(), gradients, strict=True):
-                value += (float(logs[c].detach().exp()) if y is None else 1.0) * g.square() / len(x)
-    return total
-
-
-@pytest.mark.parametrize("labels", ["expected", "true"])
-@pytest.mark.parametrize("chunk", [1, 4, 64])
-def test_fisher_is_the_slow_loop_whatever_the_batches(labels: str, chunk: int) -> None:
-    model, x, y = model_and_data()
-    slow = slow_fisher(model, x, y if labels == "true" else None)
-    stream = [(x[:2], y[:2]), (x[2:], y[2:])]
-    fast = diagonal_fisher(model, stream, labels=labels, chunk=chunk)  # type: ignore[arg-type]
-    assert fast.keys() == slow.keys()
-    for name, value in slow.items():
-        assert torch.allclose(fast[name].double(), value, rtol=1e-6, atol=1e-9), name  # the result is float32
-
-
-def test_fisher_of_logistic_regression_is_the_closed_form() -> None:
-    _, x, _ = model_and_data()
-    model = nn.Linear(4, 3).double()
-    p = model(x).softmax(1).detach()
-    found = diagonal_fisher(model, [x])
-    variance = p * (1 - p)  # E_y (1[y=c] - p_c)^2 for softmax regression
-    assert torch.allclose(found["bias"].double(), variance.mean(0), rtol=1e-6)
-    assert torch.allclose(found["weight"].double(), variance.T @ x.square() / len(x), rtol=1e-6)
-
-
-def test_sampled_labels_are_seeded_and_right_on_average() -> None:
-    model, x, _ = model_and_data()
-    a, b, c = (diagonal_fisher(model, [x], labels="sampled", seed=s) for s in (0, 0, 1))
-    assert not difference(a, b)
-    assert difference(a, c)
-    many = torch.stack([diagonal_fisher(model, [x], labels="sampled", seed=s)["3.bias"] for s in range(100)])
-    exact = diagonal_fisher(model, [x])["3.bias"]
-    error = (many.mean(0) - exact).abs() / (many.std(0) / 10)
-    assert float(error.max()) < 4  # standard errors
-
-
-def test_fisher_leaves_no_trace_and_skips_frozen_weights() -> None:
-    model, x, y = model_and_data()
-    model.train()
-    model[0].weight.requires_grad = False
-    before, state = snapshot(model), random_state()
-    found = diagonal_fisher(model, [(x, y)], labels="sampled")
-    assert "0.weight" not in found
-    assert not difference(before, snapshot(model))
-    assert not difference(state, random_state())
-
-
-def test_fisher_refuses() -> None:
-    model, x, _ = model_and_data()
-    with pytest.raises(Refused, match="at least one example"):
-        diagonal_fisher(model, [])
-    with pytest.raises(Refused, match="needs labels in the stream"):
-        diagonal_fisher(model, [x], labels="true")
-    with pytest.raises(Refused, match="Did you mean 'expected'"):
-        diagonal_fisher(model, [x], labels="expcted")  # type: ignore[arg-type]
-    with pytest.raises(Refused, match="trainable parameters"):
-        diagonal_fisher(model.requires_grad_(False), [x])

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.func import functional_call
 
-from .stream import as_batch, size
+from .stream import Batch, size
 from .validate import require
 
 
@@ -34,7 +34,7 @@ def recorded(
 
     With `spread`, an embedding of positions that all examples share gets one for each, unless that changes the logits.
     """
-    n = size(as_batch((x,)))
+    n = size(Batch(x))
     names = {id(p): name for name, p in trainable.items()}
     calls: dict[nn.Module, list[Call | None]] = {}
     handles, shared = [], []
@@ -73,7 +73,7 @@ def logits_of(model: nn.Module, x: Any, weights: Mapping[str, Tensor] | None = N
     args, named = ((), dict(x)) if isinstance(x, Mapping) else ((x,), {})
     output = model(*args, **named) if weights is None else functional_call(model, dict(weights), args, named)
     logits = output if isinstance(output, Tensor) else getattr(output, "logits", None)
-    n = size(as_batch((x,)))
+    n = size(Batch(x))
     good = isinstance(logits, Tensor) and logits.ndim == 2 and len(logits) == n
     require(good, f"The Fisher diagonal needs logits ({n}, c)", tuple(getattr(logits, "shape", ())) or type(output),
             "Wrap the model so that it gives one row of logits an example.")  # fmt: skip

@@ -17,7 +17,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from .calls import Call, apart, logits_of, recorded, uses_of
 from .per_example import from_squares, once, prepared, squares
 from .rng import seeded
-from .stream import Resumable, as_batch, each, size
+from .stream import Batch, Resumable, as_batch, each, size
 from .validate import one_of, require
 from .weights import wider
 
@@ -80,7 +80,7 @@ def diagonal_fisher(
     n, known = 0, dict[Any, set[int]]()
     with seeded(seed), _evaluating(model), torch.enable_grad():
         for x, y in _chunks(stream, chunk, n_examples):
-            n += size(as_batch((x,)))
+            n += size(Batch(x))
             _add(model, trainable, x, partial(_drawn, y, labels, samples), total, known)
     require(n > 0, "The Fisher diagonal needs at least one example", 0, "Pass a non-empty stream.")
     return {name: (value / n).float() for name, value in total.items()}
@@ -201,7 +201,8 @@ def _direction(draw: Draw, h: Tensor) -> Tensor:
 
 def _chunks(stream: Iterable[Any], chunk: int, most: int | None) -> Iterator[tuple[Any, Tensor | None]]:
     left = most
-    for batch in map(as_batch, stream):
+    for given in stream:
+        batch = Batch(given) if isinstance(given, Mapping) else as_batch(given)
         n = size(batch) if left is None else min(size(batch), left)
         for start in range(0, n, chunk):
             part = slice(start, min(start + chunk, n))

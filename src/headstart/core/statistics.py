@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, fields, replace
-from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
-from torch.func import functional_call, grad, vmap
+from torch import Tensor
 
-from .rng import seeded
-from .stream import Resumable, as_batch
-from .validate import one_of, require
+from .validate import require
 
 
 @dataclass(frozen=True)
@@ -122,80 +117,3 @@ def gram(x: Tensor) -> Tensor:
         return x.T @ x
     rows = x.detach().numpy()
     return torch.from_numpy(rows.T @ rows)
-
-
-def diagonal_fisher(
-    model: nn.Module,
-    stream: Iterable[Any],
-    *,
-    labels: Literal["expected", "true", "sampled"] = "expected",
-    chunk: int = 64,
-    seed: int = 0,
-) -> dict[str, Tensor]:
-    """The exact diagonal of the Fisher information of a classifier, averaged over a finite stream.
-
-    F_p = mean over x, expectation over y ~ p(y|x), of (d log p(y|x) / d theta_p)². Gradients are squared per example;
-    squaring a batch's mean gradient, as several libraries do, gives another quantity that shrinks with batch size.
-
-    Args:
-        model: maps x to logits (n, c); put into eval mode for the pass (batch statistics would mix examples).
-        stream: batches with x, and y when labels="true".
-        labels: "expected" sums over all classes weighted by p(y|x) (exact; c backward passes), "true" uses the data's
-            labels (the empirical Fisher), "sampled" draws one y for each x.
-        chunk: examples whose gradients are held at once.
-        seed: of the draw when labels="sampled".
-
-    Returns:
-        name of each trainable parameter -> tensor of its shape, float32.
-
-    Cost: c (or 1) backward passes for each example, vectorised over `chunk`; memory chunk x parameters.
-    """
-    one_of("labels", labels, ["expected", "true", "sampled"])
-    trainable = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
-    require(bool(trainable), "The Fisher diagonal needs trainable parameters", "none", "Unfreeze some.")
-    require(not isinstance(stream, Resumable), "The Fisher diagonal needs one finite pass",
-            f"{type(stream).__name__}, which never ends", "Pass a list of batches, such as [(x, y)].")  # fmt: skip
-    rest = {
-        name: v.detach() for name, v in (*model.named_parameters(), *model.named_buffers()) if name not in trainable
-    }
-
-    def log_likelihood(params: Mapping[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
-        logits = functional_call(model, {**params, **rest}, (x[None],))
-        return -F.cross_entropy(logits.float(), y[None])  # indexing by a label would not vectorise
-
-    per_example = vmap(grad(log_likelihood), in_dims=(None, 0, 0))
-    total = {name: torch.zeros_like(p, dtype=torch.float64) for name, p in trainable.items()}
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    n = 0
-    try:
-        with seeded(seed):
-            for batch in map(as_batch, stream):
-                for x, y in zip(batch.x.split(chunk), _labels(batch, chunk), strict=True):
-                    n += len(x)
-                    for label, weight in _drawn(model, x, y, labels):
-                        for name, g in per_example(trainable, x, label).items():
-                            total[name] += torch.einsum("n,n...->...", weight, g.square().double())
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
-    require(n > 0, "The Fisher diagonal needs at least one example", 0, "Pass a non-empty stream.")
-    return {name: (value / n).float() for name, value in total.items()}
-
-
-def _labels(batch: Any, chunk: int) -> list[Tensor | None]:
-    parts = len(batch.x.split(chunk))
-    return [None] * parts if batch.y is None else list(batch.y.split(chunk))
-
-
-def _drawn(model: nn.Module, x: Tensor, y: Tensor | None, labels: str) -> list[tuple[Tensor, Tensor]]:
-    """The labels whose log likelihood is differentiated, with the weight of each example."""
-    if labels == "true":
-        require(y is not None, 'labels="true" needs labels in the stream', None, "Pass (x, y) batches.")
-        assert y is not None
-        return [(y, torch.ones(len(x), dtype=torch.float64, device=x.device))]
-    with torch.no_grad():
-        p = model(x).double().softmax(-1)
-    if labels == "sampled":
-        return [(torch.multinomial(p, 1)[:, 0], torch.ones(len(x), dtype=torch.float64, device=x.device))]
-    return [(torch.full((len(x),), c, device=x.device), p[:, c]) for c in range(p.shape[1])]

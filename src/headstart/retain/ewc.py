@@ -11,9 +11,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from headstart.core.fisher import diagonal_fisher
 from headstart.core.paper import Paper
 from headstart.core.plan import Plan, Step, Term
-from headstart.core.statistics import diagonal_fisher
 from headstart.core.validate import one_of, require
 
 PAPER = Paper(

@@ -271,11 +271,42 @@ def test_another_head_is_kept_only_where_it_is_said_so():
     assert not difference(other, model(5, classes=3))
 
 
+def test_a_frozen_model_to_fill_is_not_written_to():
+    other = freeze(model(5, seed=8))
+    filled = trained().expand(5, into=other)
+    assert not difference(other, freeze(model(5, seed=8)))
+    torch.testing.assert_close(filled(X), trained().expand(5)(X))
+
+
+def test_blocks_that_alternate_are_cut_or_filled_but_not_copied():
+    def alternating(depth: int) -> nn.Module:
+        net = model(depth)
+        for k, block in enumerate(net.encoder.layers):
+            block.activation = (nn.GELU(), nn.ReLU())[k % 2]
+        return net
+
+    learngene = SURGERY.apply(alternating(4))
+    with pytest.raises(
+        Refused, match=r"of one kind; got another \['approximate', 'class'\] from block to block. .*into="
+    ):
+        learngene.expand(5)
+    torch.testing.assert_close(learngene.expand(4)(X), learngene(X))
+    assert not difference(learngene.expand(2), learngene.expand(2, into=alternating(2)))
+    assert len(learngene.expand(5, into=alternating(5)).encoder.layers) == 5
+
+
 def test_refuses_descendants_it_cannot_fill():
     learngene = trained()
+    heads = model()
+    for block in heads.encoder.layers:
+        block.self_attn = nn.MultiheadAttention(12, 3, batch_first=True)
+    with pytest.raises(Refused, match=r"of one kind; got another \['self_attn.head_dim', 'self_attn.num_heads'\]"):
+        learngene.expand(3, into=heads)
+    with pytest.raises(Refused, match="keep= needs into="):
+        learngene.expand(3, keep=("encoder",))
     with pytest.raises(Refused, match="must have 5 blocks; got 4"):
         learngene.expand(5, into=model(4))
-    with pytest.raises(Refused, match="must have one shape"):
+    with pytest.raises(Refused, match=r"'linear1.in_features', .*learngene's width"):
         learngene.expand(3, into=model(3, width=16))
     renamed = model()
     renamed.last = renamed._modules.pop("head")
@@ -287,7 +318,7 @@ def test_refuses_descendants_it_cannot_fill():
         learngene.expand(3, into=model(), keep=("haed",))
     wider = model()
     wider.encoder.layers = nn.ModuleList([nn.Linear(12, 12) for _ in range(3)])
-    with pytest.raises(Refused, match="in only one"):
+    with pytest.raises(Refused, match=r"of one kind; got another \['activation.approximate'"):
         learngene.expand(3, into=wider)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -56,6 +56,7 @@ class Learngene(nn.Module):
     def forward(self, *inputs: Any, **named: Any) -> Any:
         return functional_call(self.model, self._tensors(self.model), inputs, named, tie_weights=False)
 
+    @torch.no_grad()
     def expand(self, depth: int, *, into: nn.Module | None = None, keep: Sequence[str] = ()) -> nn.Module:
         """An ordinary model of `depth` blocks that no longer depend on each other, ready for a short fine-tuning.
 
@@ -71,16 +72,21 @@ class Learngene(nn.Module):
                 tensor of the learngene used, except under `keep`); encoder-decoders and blocks of several kinds.
         """
         require(type(depth) is int and depth >= 1, "expand needs a depth >= 1", depth, "Pass the number of blocks.")
-        new = self._resized(depth) if into is None else clone(into)
+        require(into is not None or not keep, "keep= needs into=", keep, "Pass the model that has those parts.")
+        new = self._resized(depth) if into is None else copy.deepcopy(into)
         found = blocks_of(new, self.blocks)
         require(len(found) == depth, f"into= must have {depth} blocks", len(found), "Build it with that depth.")
+        ours, theirs = (_kind(next(layer_of(one, self.blocks).children())) for one in (self.model, new))
+        unlike = [".".join(at).lstrip(".") for at in ours.keys() | theirs.keys() if ours.get(at) != theirs.get(at)]
+        require(not unlike, "Blocks of learngene and model must be of one kind", f"another {sorted(unlike)[:3]}",
+                "Build it with the learngene's width and number of heads.")  # fmt: skip
         there, prefix = new.state_dict(), _prefix(self.blocks)
         lost = [part for part in keep if not any(_within(name, part) for name in there)]
         require(not lost, "keep= must name parts of the model", lost, suggestion(lost[0] if lost else "", there))
         shared = {name: value for name, value in self.model.state_dict().items() if not name.startswith(prefix)}
         filled = {name: value for name, value in {**shared, **self._tensors(new)}.items()
                   if not any(_within(name, part) for part in keep)}  # fmt: skip
-        buffers = {name for name, _ in new.named_buffers() if name.startswith(prefix)}  # constants: checked
+        buffers = {name for name, _ in new.named_buffers() if name.startswith(prefix)}  # constants
         wanted = {name for name in there if name not in buffers and not any(_within(name, part) for part in keep)}
         odd = sorted(wanted ^ set(filled))
         require(not odd, "Learngene and model must have the same tensors", f"{odd[:3]} in only one of them",
@@ -89,7 +95,7 @@ class Learngene(nn.Module):
             require(there[name].shape == value.shape, f"Tensor {name!r} must have one shape",
                     f"{tuple(value.shape)} in the learngene, {tuple(there[name].shape)} in the model",
                     "Build it with the learngene's width, or resize the tensor and name it in keep=.")  # fmt: skip
-        new.load_state_dict({name: value.detach() for name, value in filled.items()}, strict=False)
+        new.load_state_dict(filled, strict=False)
         return new
 
     def _tensors(self, model: nn.Module) -> dict[str, Tensor]:
@@ -106,19 +112,20 @@ class Learngene(nn.Module):
         new = clone(self.model)
         found = layer_of(new, self.blocks)
         assert isinstance(found, nn.Sequential | nn.ModuleList)
-        before, counts = len(found), _counts(list(found))
+        before, counts = len(found), _counts(found) if depth > len(found) else []
         for _ in range(before, depth):
             block = copy.deepcopy(found[-1])
             for name, attribute in counts:
-                setattr(block.get_submodule(name), attribute, getattr(block.get_submodule(name), attribute) + 1)
+                owner = block.get_submodule(name)
+                setattr(owner, attribute, getattr(owner, attribute) + 1)
             found.append(block)
         if depth < before:
             del found[depth:]
         for block in found:
             for name, base in self.base.named_parameters():
-                owner, _, last = name.rpartition(".")
+                path, _, last = name.rpartition(".")
                 empty = nn.Parameter(torch.empty_like(base), requires_grad=base.requires_grad)
-                block.get_submodule(owner).register_parameter(last, empty)
+                block.get_submodule(path).register_parameter(last, empty)
         if depth != before:
             _recount(new, self.blocks, before, depth)
         return new
@@ -141,6 +148,7 @@ def blocks_of(model: nn.Module, blocks: str, least: int = 1) -> list[nn.Module]:
     lists = [name for name, module in model.named_modules() if isinstance(module, nn.Sequential | nn.ModuleList)]
     require(isinstance(found, nn.Sequential | nn.ModuleList), "blocks= must name a list of blocks",
             f"{blocks!r}, a {type(found).__name__}", suggestion(blocks, filter(None, lists)))  # fmt: skip
+    assert isinstance(found, nn.Sequential | nn.ModuleList)
     each = list(found)
     require(len(each) >= least, f"{blocks!r} must have at least {least} blocks", len(each), "Name another list.")
     shapes = [{name: p.shape for name, p in one.named_parameters(remove_duplicate=False)} for one in each]
@@ -180,15 +188,28 @@ def _within(name: str, part: str) -> bool:
     return name == part or name.startswith(f"{part}.")
 
 
-def _counts(blocks: Sequence[nn.Module]) -> list[tuple[str, str]]:
-    """(submodule, attribute) of the whole numbers that rise by one from block to block, such as a `layer_idx`."""
-    return [
-        (name, attribute)
-        for name, module in blocks[0].named_modules()
-        for attribute, first in vars(module).items()
-        if type(first) is int
-        and all(vars(one.get_submodule(name)).get(attribute) == first + k for k, one in enumerate(blocks))
-    ]
+def _kind(block: nn.Module) -> dict[tuple[str, str], object]:
+    """(submodule, attribute) -> what tells apart blocks of the same shapes: classes, whole numbers and words."""
+    kind: dict[tuple[str, str], object] = {}
+    for name, module in block.named_modules():
+        kind[name, "class"] = type(module)
+        kind.update({(name, key): value for key, value in vars(module).items() if type(value) in (int, str, tuple)})
+    return kind
+
+
+def _counts(blocks: Iterable[nn.Module]) -> list[tuple[str, str]]:
+    """Attributes that count the blocks, such as a `layer_idx`; refused unless the blocks are alike otherwise."""
+    kinds, buffers = [_kind(one) for one in blocks], [dict(one.named_buffers()) for one in blocks]
+    names = set().union(*kinds)
+    odd = [at for at in names if any(kind.get(at) != kinds[0].get(at) for kind in kinds)]
+    counts = [at for at in odd if type(first := kinds[0].get(at)) is int
+              and all(kind.get(at) == first + k for k, kind in enumerate(kinds))]  # fmt: skip
+    unlike = sorted({at[1] for at in odd} - {at[1] for at in counts})
+    unlike += [name for name in set().union(*buffers)
+               if any(name not in own or not own[name].equal(buffers[0][name]) for own in buffers)]  # fmt: skip
+    require(not unlike, "Blocks must be of one kind", f"another {unlike[:3]} from block to block",
+            "Build the model of that depth yourself and pass it as into=.")  # fmt: skip
+    return counts
 
 
 def _recount(model: nn.Module, blocks: str, before: int, depth: int) -> None:

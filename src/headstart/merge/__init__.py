@@ -24,9 +24,9 @@ from .finetuning_transfer import recycle as recycle
 from .fisher_merging import FisherMerging as FisherMerging
 from .fused_generation import FusionProcessor as FusionProcessor
 from .fused_generation import common_vocabulary as common_vocabulary
-from .gram_matrices import gram_matrices as gram_matrices
 from .keep_best import KeepBest as KeepBest
 from .keep_best import clipped as clipped
+from .layer_inputs import gram_matrices as gram_matrices
 from .learngene import Learngene as Learngene
 from .linearity import Linearity as Linearity
 from .linearity import linearity_report as linearity_report
@@ -35,8 +35,6 @@ from .regmean import RegMean as RegMean
 from .robust_weight_signatures import Patched as Patched
 from .robust_weight_signatures import extract_signature as extract_signature
 from .robust_weight_signatures import patch as patch
-from .search_weights import Search as Search
-from .search_weights import search_weights as search_weights
 from .signature_profile import first_layers as first_layers
 from .signature_profile import layer_profile as layer_profile
 from .signature_profile import signature_cosine as signature_cosine
@@ -50,5 +48,7 @@ from .transfer_report import transfer_report as transfer_report
 from .weight_quality import Judged as Judged
 from .weight_quality import best_of as best_of
 from .weight_quality import quality as quality
+from .weight_search import Search as Search
+from .weight_search import search_weights as search_weights
 from .weight_zoo import Layout as Layout
 from .weight_zoo import WeightZoo as WeightZoo

@@ -15,7 +15,7 @@ from headstart.core.validate import finite, require
 from headstart.core.weights import Weights, aligned, by_tensor
 
 from .fisher_average import sources
-from .gram_matrices import gram_matrices as gram_matrices
+from .layer_inputs import gram_matrices as gram_matrices
 
 PAPER = Paper(
     title="Dataless Knowledge Fusion by Merging Weights of Language Models",
@@ -143,4 +143,6 @@ def _solve(name: str, whole: Tensor, pulled: Tensor) -> Tensor:
     kept = values > 1e-12 * values[-1]
     warnings.warn(f"the inputs of {name!r} span {int(kept.sum())} of {len(values)} directions; the others keep the "
                   "average. Measure on more examples, or use alpha < 1.", stacklevel=2)  # fmt: skip
-    return vectors[:, kept] @ (vectors[:, kept].T @ pulled / values[kept, None])
+    seen = vectors[:, kept]
+    nearest: Tensor = seen @ (seen.T @ pulled / values[kept, None])
+    return nearest

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -226,6 +227,27 @@ def test_a_zoo_keeps_some_examples_at_random():
     assert kept.shape == (2, 3)
     assert (kept % 2 == torch.tensor([[0.0], [1.0]])).all()
     assert kept.max() > 5
+
+
+def test_an_aligned_set_encoder_trains_its_projection_only_and_learns_which_weights_are_alike():
+    zoo, labels = WeightZoo(), torch.arange(12) % 2
+    for k in range(64):
+        means = some(2, 3, seed=k)
+        zoo.add({"w": means.sum(0)}, means[labels] + 0.1 * some(12, 3, seed=900 + k), labels)
+    method = D2NWG(condition="set", shots=4, latent=4, hidden=32, batch_size=32, steps=(200, 100, 1))
+    aligned, not_aligned = (replace(method, steps=(200, k, 1)).fit(zoo, device="cpu") for k in (100, 1))
+    frozen = {name.split(".")[0]: p.requires_grad for name, p in aligned.model.encoder.named_parameters()}
+    assert frozen == {"within": False, "between": False, "project": True}
+
+    def found(made_by):
+        """Share of the weights whose own data is among the six of 64 that lie nearest."""
+        latent = made_by.vae.encode((made_by.vectors - made_by.mean).div(made_by.std).float().flatten(0, 1))[0]
+        conditions = made_by.model.encoder((zoo.sets(4) - made_by.centre) / made_by.spread)
+        best = F.normalize(latent) @ F.normalize(conditions).T
+        return (best.topk(6).indices == torch.arange(64)[:, None]).any(1).float().mean().item()
+
+    assert found(aligned) > 0.4  # by chance 6 / 64, and a random encoder already keeps some distances
+    assert found(aligned) > found(not_aligned) + 0.2
 
 
 # judging

@@ -40,7 +40,7 @@ class WeightGenerator:
         self, features: Tensor, labels: Tensor, n: int = 1, *, generator: torch.Generator | None = None,
         guidance: float = 1.0, extractor: str = "",
     ) -> list[dict[str, Tensor]]:  # fmt: skip
-        """State dicts for the data, each from a fresh draw of its examples; keep the best by `best_of`.
+        """State dicts for the data, on the CPU, each from a fresh draw of its examples; keep the best by `best_of`.
 
         Args:
             features: (m, d) of labelled examples, at least `shots` of each class, from the zoo's extractor.

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from headstart.core.fisher import diagonal_fisher
 from headstart.core.shards import Weights, spec_of
 from headstart.core.validate import require
-from headstart.merge.regmean import gram_matrices
+from headstart.merge import gram_matrices
 from headstart.zoo.directory import load_model_directory
 
 from .ingredients import Ingredient

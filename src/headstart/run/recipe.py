@@ -13,8 +13,8 @@ from headstart.merge import (
     Dare,
     Della,
     DiffTransfer,
-    # FisherMerging,
-    # RegMean,
+    FisherMerging,
+    RegMean,
     Slerp,
     TaskArithmetic,
     Ties,
@@ -23,7 +23,7 @@ from headstart.merge.mergekit import MergeSettings
 
 RULES: Mapping[str, type[Any]] = {
     "average": Average, "slerp": Slerp, "task-arithmetic": TaskArithmetic, "ties": Ties, "dare": Dare,
-    "breadcrumbs": Breadcrumbs, "della": Della, "diff": DiffTransfer,
+    "breadcrumbs": Breadcrumbs, "della": Della, "fisher": FisherMerging, "regmean": RegMean, "diff": DiffTransfer,
 }  # fmt: skip
 BASED = frozenset({"task-arithmetic", "ties", "dare", "breadcrumbs", "della", "diff"})
 """Rules that cannot do without a base."""

@@ -109,7 +109,7 @@ def contract(
         model: makes the model to work on (surgery, term, tactic, attack); by default a small perceptron for digits,
             x (n, 1, 8, 8) -> (n, 10).
         batch: makes the batch to work on (surgery, term): a `Batch` or {part: Batch}; by default sixteen digits.
-        needs: of a merge rule, what it is given beside the models: "base", "importance".
+        needs: of a merge rule, what it is given beside the models: "base", "importance" or "grams" (as importance).
         models: of a merge rule, how many it is given; 3 stands for any number.
         invariant: of a score or set score, changes of the features that leave it: "rotation", "scale", "shift", "zero
             columns".

@@ -36,7 +36,17 @@ def sample_models(subject: Subject, dtype: torch.dtype = torch.float32, k: int =
         given["importance"] = [{n: t.abs() + 0.1 for n, t in _floats(_model(50 + j, 1.0)).items()} for j in range(k)]
         for weights in given["importance"]:
             weights["norm.num_batches_tracked"] = torch.tensor(1)
+    if "grams" in subject.needs:
+        given["importance"] = [_grams(60 + j) for j in range(k)]
     return dict(cast(given if "base" in subject.needs else {k: v for k, v in given.items() if k != "base"}, dtype))
+
+
+def _grams(seed: int) -> State:
+    """XᵀX of the inputs of each weight with two axes."""
+    widths = {name: shape[1] for name, shape in SHAPES.items() if len(shape) == 2}
+    generator = torch.Generator().manual_seed(seed)
+    inputs = {name: torch.randn(20, width, generator=generator) for name, width in widths.items()}
+    return {name: x.T @ x for name, x in inputs.items()}
 
 
 def _floats(state: Weights) -> State:

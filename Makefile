@@ -15,7 +15,7 @@ test: lint types
 
 # timm and torchvision need torch's full build, so they get an environment of their own.
 test-vision: $(VISION)/.installed
-	OMP_NUM_THREADS=1 $(VISION)/bin/python -m pytest -q tests/zoo/test_timm.py tests/run/test_merging_timm.py
+	OMP_NUM_THREADS=1 $(VISION)/bin/python -m pytest -q tests/zoo/test_timm.py tests/run/test_merging_timm.py tests/merge/test_tleg.py
 
 lint: $(VENV)/.developing
 	$(VENV)/bin/ruff check .

@@ -131,6 +131,31 @@ def attention() -> nn.Module:
     return nn.Sequential(layer, nn.Flatten(), nn.Linear(5 * 8, 3))
 
 
+class Attentive(nn.Module):
+    """Torch's attention with each kind of mask, examples along the second axis in one, weights that are used, across."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.MultiheadAttention(8, 2, batch_first=True)
+        self.second, self.third = nn.MultiheadAttention(8, 4, bias=False), nn.MultiheadAttention(8, 1, batch_first=True)
+        self.across, self.head = nn.MultiheadAttention(8, 2, batch_first=True), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        n, t, _ = x.shape
+        later = torch.ones(t, t, dtype=torch.bool).triu(1)
+        padding = torch.arange(t) >= 2 + (x[:, :1, 0] > 0).long()
+        h, weights = self.first(x, x, x, key_padding_mask=padding)
+        h = x + h + weights @ x
+        turned = h.transpose(0, 1)
+        more, each_head = self.second(
+            turned, turned, turned, attn_mask=later, is_causal=True, average_attn_weights=False
+        )
+        h = h + more.transpose(0, 1) + each_head.sum(1) @ h
+        pushed = torch.linspace(-1, 1, t).to(x.dtype).expand(n, t, t)
+        h = h + self.third(h, h, h, attn_mask=pushed, need_weights=False)[0]
+        return self.head((h + self.across(h, x, x)[0]).mean(1))
+
+
 def words(n: int) -> dict[str, Tensor]:
     g = torch.Generator().manual_seed(1)
     mask = (torch.arange(5) < torch.randint(2, 6, (n, 1), generator=g)).long()
@@ -145,6 +170,7 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], Callable[[int], Any]]] = {
     "perceptron": (perceptron, numbers(4)), "sequence": (lambda: nn.Sequential(
         nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 4), nn.Flatten(), nn.Linear(20, 3)), numbers(5, 4)),
     "convolutions": (convolutions, numbers(2, 8, 7)), "encoder": (Encoder, words), "attention": (attention, numbers(5, 8)),
+    "attentive": (Attentive, numbers(5, 8)),
     "positions": (Positions, numbers(5, 4)), "tied": (Tied, numbers(4)), "choosing": (Choosing, numbers(4)),
     "later": (Later, numbers(5, 4)),
 }  # fmt: skip
@@ -198,16 +224,15 @@ def test_single_precision_agrees(name: str) -> None:
         assert (fast[key] - value).abs().max() <= 1e-5 * value.max() + 1e-12, key  # of 24 bits
 
 
-@pytest.mark.parametrize("name", ["perceptron", "sequence", "convolutions", "encoder", "later", "tied"])
+@pytest.mark.parametrize("name", ["perceptron", "sequence", "convolutions", "encoder", "attention", "later", "tied"])
 def test_closed_forms_do_what_they_can(name: str) -> None:
     """Which layers are seen once with a row an example; without this the slow way would pass every other test."""
     model, x, _ = model_of(name)
     with torch.enable_grad():
         _, calls = recorded(model.eval(), x, dict(model.named_parameters()))
-    layers = [label for label, layer in model.named_modules() if layer in {call.layer for call in calls}]
-    every = [label for label, layer in model.named_modules() if label and list(layer.parameters(recurse=False))]
-    left = {"later": ["enter"], "tied": ["twice"]}.get(name, [])
-    assert layers == [label for label in every if label not in left]
+    seen = {parameter for call in calls for parameter in call.names.values()}
+    left = {"later": ["enter"], "tied": ["twice", "scale", "a", "b", "beside"]}.get(name, [])
+    assert seen == {parameter for parameter, _ in model.named_parameters() if parameter.split(".")[0] not in left}
 
 
 def test_an_embedding_that_examples_share_is_spread_only_where_that_changes_nothing() -> None:

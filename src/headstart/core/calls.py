@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.func import functional_call
 
+from .attention import taken_apart
 from .stream import Batch, size
 from .validate import require
 
@@ -26,13 +27,18 @@ class Call:
     edge: GradientEdge
     names: Mapping[str, str]  # of its parameters -> their names in the model
 
+    @property
+    def key(self) -> tuple[str, ...]:
+        """What it is known by from chunk to chunk."""
+        return tuple(self.names.values())
+
 
 def recorded(
     model: nn.Module, x: Any, trainable: Mapping[str, nn.Parameter], spread: bool = True
 ) -> tuple[Tensor, list[Call]]:
-    """The logits of one forward pass, and the calls of layers that were called once, with one row an example.
+    """The logits of one forward pass, and the calls of layers that were called once, with a row an example.
 
-    With `spread`, an embedding of positions that all examples share gets one for each, unless that changes the logits.
+    Layers whose parameters are tied, or used beside them, are left out. With `spread`, an embedding of positions that all examples share gets one for each, unless that changes the logits.
     """
     n = size(Batch(x))
     names = {id(p): name for name, p in trainable.items()}
@@ -53,10 +59,11 @@ def recorded(
         return output if shared and shared[-1] is layer else None
 
     try:
-        for layer in model.modules():
-            if any(id(p) in names for p in layer.parameters(recurse=False)):
-                handles.append(layer.register_forward_hook(hook, prepend=True))
-        logits = logits_of(model, x)
+        with taken_apart(model) as parts:
+            for layer in (*model.modules(), *parts):
+                if any(id(p) in names for p in layer.parameters(recurse=False)):
+                    handles.append(layer.register_forward_hook(hook, prepend=True))
+            logits = logits_of(model, x)
     finally:
         for handle in handles:
             handle.remove()
@@ -65,7 +72,9 @@ def recorded(
             same = torch.allclose(logits, logits_of(model, x), rtol=1e-4, atol=1e-5)
         if not same:
             return recorded(model, x, trainable, spread=False)
-    return logits, [made[0] for made in calls.values() if len(made) == 1 and made[0] is not None]
+    uses = uses_of(logits)
+    single = [made[0] for made in calls.values() if len(made) == 1 and made[0] is not None]
+    return logits, [call for call in single if all(uses[trainable[name]] == 1 for name in call.names.values())]
 
 
 def logits_of(model: nn.Module, x: Any, weights: Mapping[str, Tensor] | None = None) -> Tensor:
@@ -99,7 +108,7 @@ def uses_of(output: Tensor) -> Counter[Any]:
     return found
 
 
-def apart(h: Tensor, calls: Sequence[Call]) -> set[int]:
+def apart(h: Tensor, calls: Sequence[Call]) -> set[tuple[str, ...]]:
     """The layers whose row k belongs to example k: differentiating every second example leaves the other rows 0.
 
     Rows may be as many as examples and yet be positions, which all examples share.
@@ -110,4 +119,4 @@ def apart(h: Tensor, calls: Sequence[Call]) -> set[int]:
         h, [call.edge for call in calls], even[:, None] * slope, retain_graph=True, allow_unused=True
     )
     alone = [delta is None or not bool(delta[1::2].any()) for delta in deltas]
-    return {id(call.layer) for call, own in zip(calls, alone, strict=True) if own}
+    return {call.key for call, own in zip(calls, alone, strict=True) if own}

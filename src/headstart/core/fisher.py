@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.func import grad, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from .calls import Call, apart, logits_of, recorded, uses_of
+from .calls import Call, apart, logits_of, recorded
 from .per_example import from_squares, once, prepared, squares
 from .rng import seeded
 from .stream import Batch, Resumable, as_batch, each, size
@@ -77,7 +77,7 @@ def diagonal_fisher(
     require(not isinstance(stream, Resumable) or n_examples is not None, "The Fisher diagonal needs one finite pass",
             f"{type(stream).__name__}, which never ends", "Pass n_examples=, or a list of batches.")  # fmt: skip
     total = {name: torch.zeros_like(p, dtype=torch.float64) for name, p in trainable.items()}
-    n, known = 0, dict[Any, set[int]]()
+    n, known = 0, dict[Any, set[tuple[str, ...]]]()
     with seeded(seed), _evaluating(model), torch.enable_grad():
         for x, y in _chunks(stream, chunk, n_examples):
             n += size(Batch(x))
@@ -92,17 +92,15 @@ def _add(
     x: Any,
     draw: Callable[[Tensor], list[Draw]],
     total: dict[str, Tensor],
-    known: dict[Any, set[int]],
+    known: dict[Any, set[tuple[str, ...]]],
 ) -> None:
     """Add the squared gradients of one chunk to `total`; `known` remembers which layers keep examples apart."""
     logits, calls = recorded(model, x, trainable)
     h = _log_likelihoods(logits)
-    uses = uses_of(h)
-    calls = [call for call in calls if all(uses[trainable[name]] == 1 for name in call.names.values())]
-    key = tuple((id(call.layer), call.shape) for call in calls)
+    key = tuple((call.key, call.shape) for call in calls)
     if key not in known:
         known[key] = apart(h, calls)
-    calls = [call for call in calls if id(call.layer) in known[key]]
+    calls = [call for call in calls if call.key in known[key]]
     inputs = [prepared(call.layer, call.x) for call in calls]
     done = [(call, own) for call, own in zip(calls, inputs, strict=True) if own is not None]
     summed: list[Tensor | None] = [None] * len(done)

@@ -38,7 +38,8 @@ def recorded(
 ) -> tuple[Tensor, list[Call]]:
     """The logits of one forward pass, and the calls of layers that were called once, with a row an example.
 
-    Layers whose parameters are tied, or used beside them, are left out. With `spread`, an embedding of positions that all examples share gets one for each, unless that changes the logits.
+    Layers whose parameters are tied, or used beside them, are left out. With `spread`, an embedding of positions that
+    all examples share gets a row for each, unless that changes the logits.
     """
     n = size(Batch(x))
     names = {id(p): name for name, p in trainable.items()}

@@ -59,8 +59,8 @@ class D2NWG:
         batch_size: of all three.
 
     Use it when: many models of one layout and one initialisation exist, each with its data, and new tasks come often.
-    Not when: there are few models, or they were trained from different starts: align their neurons first, or take
-        heads and normalisation layers only. One task is served better by training on it.
+    Not when: classes are new, not only their combination: the nearest class mean is better (benchmarks/d2nwg_zoo.py).
+        Or models were trained from different starts: align their neurons first, or take heads only.
 
     Cost: the three trainings; to generate, one pass of the denoiser for each step of noise.
 

@@ -101,6 +101,17 @@ class Choosing(nn.Module):
         return self.head(x * self.scale if bool((x.abs() < 100).all()) else x)
 
 
+class Bare(nn.Module):
+    """No layer at all."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(4, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x @ self.weight
+
+
 class Later(nn.Module):
     """Examples along the second axis, as recurrent code likes it."""
 
@@ -172,7 +183,7 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], Callable[[int], Any]]] = {
     "convolutions": (convolutions, numbers(2, 8, 7)), "encoder": (Encoder, words), "attention": (attention, numbers(5, 8)),
     "attentive": (Attentive, numbers(5, 8)),
     "positions": (Positions, numbers(5, 4)), "tied": (Tied, numbers(4)), "choosing": (Choosing, numbers(4)),
-    "later": (Later, numbers(5, 4)),
+    "later": (Later, numbers(5, 4)), "bare": (Bare, numbers(4)),
 }  # fmt: skip
 
 
@@ -380,5 +391,7 @@ def test_refuses() -> None:
             diagonal_fisher(model, [x], **settings_given)
     with pytest.raises(Refused, match="needs logits"):
         diagonal_fisher(nn.Sequential(nn.Linear(4, 6), nn.Unflatten(1, (2, 3))), [x.float()])
+    with pytest.raises(Refused, match="logits must be finite"):
+        diagonal_fisher(model, [x * torch.nan])
     with pytest.raises(Refused, match="trainable parameters"):
         diagonal_fisher(model.requires_grad_(False), [x])

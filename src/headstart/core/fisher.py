@@ -18,7 +18,7 @@ from .calls import Call, apart, logits_of, recorded
 from .per_example import from_squares, once, prepared, squares
 from .rng import seeded
 from .stream import Batch, Resumable, as_batch, each, size
-from .validate import one_of, require
+from .validate import finite, one_of, require
 from .weights import wider
 
 Draw = tuple[Tensor, Tensor]
@@ -33,7 +33,7 @@ def diagonal_fisher(
     labels: Literal["expected", "true", "sampled"] = "expected",
     samples: int = 1,
     n_examples: int | None = None,
-    chunk: int = 64,
+    chunk: int = 256,
     seed: int = 0,
 ) -> dict[str, Tensor]:
     """The exact diagonal of the Fisher information of a classifier, averaged over a finite stream.
@@ -62,7 +62,8 @@ def diagonal_fisher(
     vectorised where the model allows it. Memory: the chunk's graph, with the unfolded inputs of convolutions.
 
     Raises:
-        Refused: nothing trainable, no examples, an endless stream, labels that are missing or unknown, other outputs.
+        Refused: nothing trainable, no examples, an endless stream, labels that are missing or unknown, logits of another shape
+            or that are not finite.
 
     >>> found = diagonal_fisher(nn.Linear(1, 2), [torch.zeros(5, 1)])
     >>> bool((found["weight"] == 0).all()), bool((found["bias"] > 0).all())
@@ -96,10 +97,11 @@ def _add(
 ) -> None:
     """Add the squared gradients of one chunk to `total`; `known` remembers which layers keep examples apart."""
     logits, calls = recorded(model, x, trainable)
+    finite("the model's logits", logits.detach(), "Do not measure a diverged model, and look at its inputs.")
     h = _log_likelihoods(logits)
     key = tuple((call.key, call.shape) for call in calls)
     if key not in known:
-        known[key] = apart(h, calls)
+        known[key] = apart(h, calls) if calls else set()
     calls = [call for call in calls if call.key in known[key]]
     inputs = [prepared(call.layer, call.x) for call in calls]
     done = [(call, own) for call, own in zip(calls, inputs, strict=True) if own is not None]

@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from headstart.adapt import LoRA
+from headstart.core.fisher import diagonal_fisher
 from headstart.core.loop import fit
 from headstart.core.plan import Batch, Plan, Step, sgd
 from headstart.core.rng import seeded
-from headstart.core.fisher import diagonal_fisher
 from headstart.core.stream import Batches
 from headstart.core.validate import Refused
 from headstart.retain import EWC

@@ -20,8 +20,8 @@ def distinct(names: Sequence[str], models: Sequence[Weights], base: Weights) -> 
     """Floating tensor -> the first that is the same in every model: a tied weight is counted under one name.
 
     Copies are known by their bytes, so that weights read from disk count as those in memory do. Tensors that no model
-    changed stay apart, since equal ones, such as biases of zeros, need not be tied. Names come sorted, as in the official
-    TIES: files and state dicts have orders of their own.
+    changed stay apart, since equal ones, such as biases of zeros, need not be tied. Names come sorted, as in the
+    official TIES: files and state dicts have orders of their own.
     """
     first: dict[tuple[bytes, ...], str] = {}
     same = {}

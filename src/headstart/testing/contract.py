@@ -134,7 +134,8 @@ def contract(
         kind = kind_of(make())
     one_of("kind", kind, KINDS)
     subject = Subject(
-        make=make, kind=KINDS[kind], model=model, batch=batch, needs=tuple(needs), models=models, invariant=tuple(invariant),
+        make=make, kind=KINDS[kind], model=model, batch=batch, needs=tuple(needs), models=models,
+        invariant=tuple(invariant),
         reference=reference, streamed=streamed, starts_same=starts_same, trainable=trainable, optimum=optimum,
         minimum=minimum, teachers=tuple(teachers), at_layer=at_layer, results=results, refuses=tuple(refuses),
     )  # fmt: skip

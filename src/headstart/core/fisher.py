@@ -62,8 +62,8 @@ def diagonal_fisher(
     vectorised where the model allows it. Memory: the chunk's graph, with the unfolded inputs of convolutions.
 
     Raises:
-        Refused: nothing trainable, no examples, an endless stream, labels that are missing or unknown, logits of another shape
-            or that are not finite.
+        Refused: nothing trainable, no examples, an endless stream, labels that are missing or unknown, logits of
+            another shape or not finite.
 
     >>> found = diagonal_fisher(nn.Linear(1, 2), [torch.zeros(5, 1)])
     >>> bool((found["weight"] == 0).all()), bool((found["bias"] > 0).all())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from copy import deepcopy
+from functools import partial
 from typing import Any
 
 import pytest
@@ -112,6 +113,19 @@ class Bare(nn.Module):
         return x @ self.weight
 
 
+class Vision(nn.Module):
+    """A parameter before every sequence and one on its places; one of that shape which another use forbids to spread."""
+
+    def __init__(self, odd: bool = False) -> None:
+        super().__init__()
+        self.first, self.place = nn.Parameter(torch.ones(1, 1, 4)), nn.Parameter(torch.ones(1, 6, 4))
+        self.enter, self.head, self.odd = nn.Linear(4, 4), nn.Linear(4, 3), odd
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.cat([self.first.expand(len(x), -1, -1), self.enter(x)], 1) + self.place
+        return self.head(h.tanh().mean(1)) + (self.place.sum((0, 1))[:3] if self.odd else 0)
+
+
 class Later(nn.Module):
     """Examples along the second axis, as recurrent code likes it."""
 
@@ -184,6 +198,7 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], Callable[[int], Any]]] = {
     "attentive": (Attentive, numbers(5, 8)),
     "positions": (Positions, numbers(5, 4)), "tied": (Tied, numbers(4)), "choosing": (Choosing, numbers(4)),
     "later": (Later, numbers(5, 4)), "bare": (Bare, numbers(4)),
+    "vision": (Vision, numbers(5, 4)), "odd vision": (partial(Vision, True), numbers(5, 4)),
 }  # fmt: skip
 
 
@@ -235,7 +250,9 @@ def test_single_precision_agrees(name: str) -> None:
         assert (fast[key] - value).abs().max() <= 1e-5 * value.max() + 1e-12, key  # of 24 bits
 
 
-@pytest.mark.parametrize("name", ["perceptron", "sequence", "convolutions", "encoder", "attention", "later", "tied"])
+@pytest.mark.parametrize(
+    "name", ["perceptron", "sequence", "convolutions", "encoder", "attention", "vision", "later", "tied"]
+)
 def test_closed_forms_do_what_they_can(name: str) -> None:
     """Which layers are seen once with a row an example; without this the slow way would pass every other test."""
     model, x, _ = model_of(name)

@@ -38,13 +38,16 @@ def recorded(
 ) -> tuple[Tensor, list[Call]]:
     """The logits of one forward pass, and the calls of layers that were called once, with a row an example.
 
-    Layers whose parameters are tied, or used beside them, are left out. With `spread`, an embedding of positions that
-    all examples share gets a row for each, unless that changes the logits.
+    Layers whose parameters are tied, or used beside them, are left out. With `spread`, what all examples share gets a
+    row for each, unless that changes the logits: embeddings of positions, and bare parameters (1, ..., d) such as those
+    of vision transformers.
     """
     n = size(Batch(x))
     names = {id(p): name for name, p in trainable.items()}
     calls: dict[nn.Module, list[Call | None]] = {}
-    handles, shared = [], []
+    handles = []
+    bare = _bare(trainable, n) if spread else {}
+    shared: list[Any] = list(bare)
 
     def hook(layer: nn.Module, inputs: Any, output: Any) -> Any:
         own = {name: names[id(p)] for name, p in layer.named_parameters(recurse=False) if id(p) in names}
@@ -64,18 +67,38 @@ def recorded(
             for layer in (*model.modules(), *parts):
                 if any(id(p) in names for p in layer.parameters(recurse=False)):
                     handles.append(layer.register_forward_hook(hook, prepend=True))
-            logits = logits_of(model, x)
+            logits = logits_of(model, x, bare or None)
+    except RuntimeError:  # shapes that do not go together
+        if not shared:
+            raise
+        logits = None
     finally:
         for handle in handles:
             handle.remove()
     if shared:
         with torch.no_grad():
-            same = torch.allclose(logits, logits_of(model, x), rtol=1e-4, atol=1e-5)
+            same = logits is not None and torch.allclose(logits, logits_of(model, x), rtol=1e-4, atol=1e-5)
         if not same:
             return recorded(model, x, trainable, spread=False)
+    assert logits is not None
     uses = uses_of(logits)
     single = [made[0] for made in calls.values() if len(made) == 1 and made[0] is not None]
-    return logits, [call for call in single if all(uses[trainable[name]] == 1 for name in call.names.values())]
+    single = [call for call in single if all(uses[trainable[name]] == 1 for name in call.names.values())]
+    alone = [
+        Call(Bare(), rows, tuple(rows.shape), get_gradient_edge(rows), {"weight": name}) for name, rows in bare.items()
+    ]
+    return logits, [*single, *alone]
+
+
+class Bare(nn.Module):
+    """Stands for the layer of a parameter that has none."""
+
+
+def _bare(trainable: Mapping[str, nn.Parameter], n: int) -> dict[str, Tensor]:
+    """Parameters (1, ..., d) outside layers of their own, with a row for each of n examples."""
+    found = {name: p for name, p in trainable.items() if name.rpartition(".")[2] not in ("weight", "bias")}
+    return {name: p.detach().expand(n, *p.shape[1:]).requires_grad_() for name, p in found.items()
+            if p.ndim > 2 and len(p) == 1 < n}  # fmt: skip
 
 
 def logits_of(model: nn.Module, x: Any, weights: Mapping[str, Tensor] | None = None) -> Tensor:

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .calls import Bare
 from .weights import wider
 
 BLOCK = 1 << 18
@@ -21,6 +22,8 @@ def prepared(layer: nn.Module, x: Tensor) -> Tensor | None:
 
     Exactly these classes: a subclass may compute something else.
     """
+    if isinstance(layer, Bare):
+        return x
     make = _PREPARE.get(type(layer))
     return None if make is None else make(layer, x if type(layer) is nn.Embedding else x.to(wider(x.dtype)))
 
@@ -29,7 +32,7 @@ def squares(layer: nn.Module, x: Tensor, delta: Tensor) -> dict[str, Tensor]:
     """Σ over examples of the squared gradient of each of a layer's own parameters.
 
     Args:
-        layer: a Linear, Conv2d, Embedding, LayerNorm, GroupNorm or BatchNorm in eval mode.
+        layer: a `Bare`, Linear, Conv2d, Embedding, LayerNorm, GroupNorm or BatchNorm in eval mode.
         x: its `prepared` input.
         delta: of each example, the gradient of its scalar with respect to the layer's output (n, ...).
 
@@ -37,6 +40,8 @@ def squares(layer: nn.Module, x: Tensor, delta: Tensor) -> dict[str, Tensor]:
     no more than `BLOCK` numbers of them at a time.
     """
     delta = delta.to(wider(delta.dtype))
+    if isinstance(layer, Bare):
+        return {"weight": delta.square().sum(0, keepdim=True)}
     if type(layer) is nn.Embedding:
         return {"weight": _embedding(layer, x, delta)}
     if once(layer, delta):

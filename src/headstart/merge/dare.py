@@ -51,6 +51,7 @@ class Dare:
 
     Reference: Yu et al. 2023, section 3.2.
 
+    >>> import torch
     >>> base, model = {"w": torch.zeros(8)}, {"w": torch.ones(8)}
     >>> sorted(set(Dare(density=0.5).merge([model], base=base)["w"].tolist()))
     [0.0, 2.0]

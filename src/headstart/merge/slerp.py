@@ -46,8 +46,8 @@ class Slerp:
     Reference: Shoemake 1985, section 3.3.
 
     >>> one, two = {"w": torch.tensor([1.0, 0.0])}, {"w": torch.tensor([0.0, 1.0])}
-    >>> Slerp().merge([one, two])["w"].norm().item()
-    1.0
+    >>> Slerp().merge([one, two])
+    {'w': tensor([0.7071, 0.7071])}
     """
 
     towards: float = 0.5

@@ -116,7 +116,7 @@ def test_help_lists_the_rules_and_their_settings(here):
     assert "task-arithmetic" in here("merge", "--help").out
     shown = here("merge", "ties", "--help").out.replace("│", "")
     assert "share of its largest changes" in " ".join(shown.split())
-    assert here("merge", code=2).out.startswith("headstart merge RULE")
+    assert here("merge", code=2).out.startswith("usage: headstart merge RULE")
 
 
 @pytest.mark.filterwarnings("ignore")  # peft's own

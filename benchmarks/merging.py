@@ -4,8 +4,8 @@
 
 The threshold of a global trim: 20 million changes, 20 % kept, against sorting them all (mergekit's form), `topk` (peft's) and
 `kthvalue` (the official one), one thread, the same entries kept. Then TIES of 8 models of 64 million weights each, from disk to
-disk, by one and by two threads, against reading those bytes and writing the result, with the files in the page cache and not.
-Peak memory is that of a process of its own. Writes benchmarks/results/merging.json.
+disk, against reading those bytes and writing the result, with the files in the page cache and not. Peak memory is that of a
+process of its own. Writes benchmarks/results/merging.json.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+
+os.environ.update(dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1"))
 
 import torch
 from torch import Tensor
@@ -103,9 +105,9 @@ def peak_mb() -> float:
     return int(status.split("VmHWM:")[1].split()[0]) / 1024
 
 
-def part(what: str, folder: Path, threads: int) -> None:
-    """One way in a process of its own; prints seconds and peak memory."""
-    torch.set_num_threads(threads)
+def part(what: str, folder: Path) -> None:
+    """One way in a process of its own; prints seconds and peak bytes above the start."""
+    torch.set_num_threads(1)
     models, base = [LazyWeights(folder / str(k)) for k in range(MODELS)], LazyWeights(folder / "base")
     specs = {name: base.spec(name) for name in base}
     before = peak_mb()
@@ -127,20 +129,16 @@ def checkpoints() -> dict[str, object]:
         make(folder)
         for where in ("from disk", "from the page cache"):
             rows = {}
-            for what, threads in (("bytes", 1), ("average", 1), ("ties", 1), ("average", 2), ("ties", 2)):
+            for what in ("bytes", "average", "ties"):
                 runs = []
                 for _ in range(3):
                     if where == "from disk":
                         forget(folder)
-                    said = subprocess.run(
-                        [sys.executable, __file__, what, place, str(threads)], capture_output=True, check=True
-                    )
+                    said = subprocess.run([sys.executable, __file__, what, place], capture_output=True, check=True)
                     runs.append(json.loads(said.stdout))
-                best = min(runs, key=lambda run: run["seconds"])
-                rows[f"{what}, {threads} thread{'s' * (threads > 1)}"] = best
-            once = rows["bytes, 1 thread"]["seconds"]
-            for row in rows.values():
-                row["over_bytes"] = row["seconds"] / once
+                rows[what] = min(runs, key=lambda run: run["seconds"])
+            rows["ties over bytes"] = rows["ties"]["seconds"] / rows["bytes"]["seconds"]
+            rows["average over bytes"] = rows["average"]["seconds"] / rows["bytes"]["seconds"]
             found[where] = rows
     return found
 
@@ -153,7 +151,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) == 4:
-        part(sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]))
+    if len(sys.argv) == 3:
+        part(sys.argv[1], Path(sys.argv[2]))
     else:
         main()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import pickle
-import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar, Literal
@@ -16,7 +15,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 from torch import Tensor
 
-from headstart.core import parallel, shards, write
+from headstart.core import shards, write
 from headstart.core.validate import Refused
 from headstart.core.weights import (
     LazyWeights,
@@ -30,7 +29,7 @@ from headstart.core.weights import (
     merged_parts,
     save_weights,
 )  # fmt: skip
-from headstart.merge import Average, Dare, Ties
+from headstart.merge import Average, Ties
 from headstart.testing.subject import difference
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64, torch.int64, torch.bool)
@@ -226,37 +225,11 @@ def test_streamed_is_whole_bit_for_bit(tmp_path: Path, rule: MergeRule, with_bas
 @pytest.mark.parametrize("part", [1, 3, 1000])
 def test_parts_change_nothing(part: int, monkeypatch: pytest.MonkeyPatch) -> None:
     models, base = [state(k) for k in range(3)], state(9)
-    rules: list[MergeRule] = [
-        Average(weights=(1.0, 2.0, 3.0)),
-        Ties(density=0.3),
-        Ties(density=0.5, trim="tensor", combine="max"),
-    ]
+    rules = [Average(weights=(1.0, 2.0, 3.0)), Ties(density=0.3), Ties(density=0.5, trim="tensor", combine="max")]
     wholes = [rule.merge(models, base=base) for rule in rules]
     monkeypatch.setattr(shards, "PART", part)
     for rule, whole in zip(rules, wholes, strict=True):
         assert not difference(whole, rule.merge(models, base=base))
-
-
-def test_threads_change_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    g = torch.Generator().manual_seed(0)
-    models = [{n: torch.randn(997, generator=g).round(decimals=1) for n in "abc"} for _ in range(5)]
-    base = {n: torch.zeros(997) for n in "abc"}  # coarse changes: ties at the edge, and votes that cancel
-    for k, weights in enumerate([*models, base]):
-        save_weights(weights, tmp_path / str(k))
-    *lazy, lazy_base = [LazyWeights(tmp_path / str(k)) for k in range(6)]
-    monkeypatch.setattr(shards, "PART", 50)
-    rules: list[MergeRule] = [Average(), Ties(density=0.3), Ties(density=0.5, combine="sum"), Dare(density=0.4)]
-    wholes = [rule.merge(models, base=base) for rule in rules]
-    monkeypatch.setattr(parallel, "SMALL", 0)
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
-    before = threading.active_count()
-    for rule, whole in zip(rules, wholes, strict=True):
-        for _ in range(3):
-            assert not difference(whole, dict(merge_streaming(rule, lazy, base=lazy_base)))
-    diverged = {"a": torch.full((997,), torch.nan), "b": models[0]["b"], "c": models[0]["c"]}
-    with pytest.raises(Refused, match=r"tensor 'a' must be finite"):
-        Average().merge([models[0], diverged])
-    assert threading.active_count() == before
 
 
 def test_by_tensor_keeps_dtypes_counters_and_merges_wide() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import ClassVar, Literal, Protocol, runtime_checkable
@@ -10,7 +9,6 @@ from typing import ClassVar, Literal, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from .parallel import in_order, workers
 from .shards import LazyWeights as LazyWeights
 from .shards import Spec as Spec
 from .shards import Weights as Weights
@@ -158,42 +156,28 @@ def merged_parts(
     names = aligned(models, base)
     if isinstance(rule, Surveyed):
         rule = rule.survey(models, base=base, importance=importance)
-    if not isinstance(rule, Entrywise):
-        yield from _whole(rule, names, models, base, importance)
-        return
-    own = threading.local()  # each thread has buffers of its own
-
-    def work(name: str, start: int, stop: int) -> tuple[str, int, int, Tensor | None]:
-        if getattr(own, "name", None) != name:
-            own.name, own.merge = name, _merger(rule, name, models, base, importance)
-        return name, start, stop, own.merge(start, stop)
-
-    parts = ((name, *span) for name in names for span in spans(spec_of(models[0], name).entries))
-    threads = workers(sum(spec_of(models[0], name).entries for name in names))
     later = []
-    for name, start, stop, part in in_order((partial(work, *one) for one in parts), threads):
-        if part is None:
-            later.append((name, start, stop))
+    for name in names:
+        spec = spec_of(models[0], name)
+        copied = reader(models[0] if base is None else base, name)
+        if not spec.dtype.is_floating_point:
+            yield from ((name, start, copied(start, stop).clone()) for start, stop in spans(spec.entries))
+        elif isinstance(rule, Entrywise):
+            merge = _merger(rule, name, models, base, importance)
+            for start, stop in spans(spec.entries):
+                if (part := merge(start, stop)) is None:
+                    later.append((name, start, partial(merge, start, stop)))
+                else:
+                    yield name, start, part
         else:
-            yield name, start, part
-    for one in later:
-        name, start, _, part = work(*one)
+            only = [{name: model[name]} for model in models]
+            own = None if importance is None else [{name: one[name]} if name in one else {} for one in importance]
+            merged = rule.merge(only, base=None if base is None else {name: base[name]}, importance=own)
+            yield name, 0, merged[name].reshape(-1)
+    for name, start, again in later:
+        part = again()
         assert part is not None, "asked again, a rule must answer"
         yield name, start, part
-
-
-def _whole(
-    rule: MergeRule,
-    names: Sequence[str],
-    models: Sequence[Weights],
-    base: Weights | None,
-    importance: Sequence[Weights] | None,
-) -> Iterator[tuple[str, int, Tensor]]:
-    for name in names:
-        only = [{name: model[name]} for model in models]
-        own = None if importance is None else [{name: one[name]} if name in one else {} for one in importance]
-        merged = rule.merge(only, base=None if base is None else {name: base[name]}, importance=own)
-        yield name, 0, merged[name].reshape(-1)
 
 
 def _merger(
@@ -203,11 +187,8 @@ def _merger(
     base: Weights | None,
     importance: Sequence[Weights] | None,
 ) -> Callable[[int, int], Tensor | None]:
-    """(start, stop) -> those entries of one tensor, merged; integers are copied from the base, or the first model."""
+    """(start, stop) -> those entries of one tensor, merged."""
     dtype = spec_of(models[0], name).dtype
-    if not dtype.is_floating_point:
-        copied = reader(models[0] if base is None else base, name)
-        return lambda start, stop: copied(start, stop).clone()
     wide, device = wider(dtype), reader(models[0], name)(0, 0).device
 
     def rows(sources: Sequence[Weights]) -> Callable[[int, int], Iterator[Tensor]]:

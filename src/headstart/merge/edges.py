@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
-from itertools import chain
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from headstart.core.parallel import in_order, workers
 from headstart.core.shards import Weights, borrowed, spans, spec_of
 from headstart.core.weights import wider
 
@@ -77,25 +74,17 @@ def edges(
 
     Notes: magnitudes are compared as float32. NaN counts as the largest; the merge that follows refuses it.
     """
-    entries = sum(spec_of(base, name).entries for name in names)
     searches = [_Search(count) for count in kept]
-    threads = workers(entries)
-    shares = [range(k, len(models), threads) for k in range(min(threads, len(models)))]  # a share of models a thread
-
-    def find(share: Sequence[int]) -> dict[int, dict[str, int]]:
-        for _, _, k, bits in _bits(names, models, base, share, _SAMPLE):
-            searches[k].sample(bits)
-        for k in share:
-            searches[k].guess(entries)
-        while unfinished := [k for k in share if not searches[k].done]:
-            for _, _, k, bits in _bits(names, models, base, unfinished):
-                searches[k].count(bits)
-            for k in unfinished:
-                searches[k].narrow()
-        return _limits(names, models, base, {k: searches[k] for k in share})
-
-    limits = dict(chain.from_iterable(found.items() for found in in_order((partial(find, s) for s in shares), threads)))
-    return {name: tuple(Edge(search.value, limits[k][name]) for k, search in enumerate(searches)) for name in names}
+    for _, _, k, bits in _bits(names, models, base, range(len(models)), _SAMPLE):
+        searches[k].sample(bits)
+    for search in searches:
+        search.guess(sum(spec_of(base, name).entries for name in names))
+    while unfinished := [k for k, search in enumerate(searches) if not search.done]:
+        for _, _, k, bits in _bits(names, models, base, unfinished):
+            searches[k].count(bits)
+        for k in unfinished:
+            searches[k].narrow()
+    return _limits(names, models, base, searches)
 
 
 class _Search:
@@ -109,11 +98,6 @@ class _Search:
 
     def _clear(self) -> None:
         self.above, self.table = 0, np.zeros(_BINS, np.int64)
-
-    @property
-    def value(self) -> float:
-        """The magnitude at the edge."""
-        return float(np.array(self.low, np.int32).view(np.float32))
 
     def sample(self, bits: NDArray[np.int32]) -> None:
         self.seen.append(bits.copy())
@@ -157,21 +141,22 @@ class _Search:
 
 
 def _limits(
-    names: Sequence[str], models: Sequence[Weights], base: Weights, searches: Mapping[int, _Search]
-) -> dict[int, dict[str, int]]:
-    """Model -> tensor -> before which of its entries the last tie that is kept comes."""
+    names: Sequence[str], models: Sequence[Weights], base: Weights, searches: Sequence[_Search]
+) -> dict[str, tuple[Edge, ...]]:
+    """The edges by tensor: before which entry of which tensor the last tie that is kept comes."""
     sizes = {name: spec_of(base, name).entries for name in names}
-    limits = {k: dict.fromkeys(names, 0) if s.ties < s.total else dict(sizes) for k, s in searches.items()}
-    left = {k: search.ties for k, search in searches.items() if search.ties < search.total}
+    limits = {name: [sizes[name] if s.ties == s.total else 0 for s in searches] for name in names}
+    left = {k: search.ties for k, search in enumerate(searches) if search.ties < search.total}
     for name, start, k, bits in _bits(names, models, base, left):
         if k in left:
             tied = np.flatnonzero(bits == searches[k].low)
             if len(tied) >= left[k]:
-                limits[k][name] = start + int(tied[left.pop(k) - 1]) + 1
+                limits[name][k] = start + int(tied[left.pop(k) - 1]) + 1
             else:
-                limits[k][name] = start + len(bits)
+                limits[name][k] = start + len(bits)
                 left[k] -= len(tied)
-    return limits
+    values = [float(np.array(search.low, np.int32).view(np.float32)) for search in searches]
+    return {name: tuple(map(Edge, values, limits[name])) for name in names}
 
 
 def _bits(

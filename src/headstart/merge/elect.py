@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from threading import Lock
 from typing import ClassVar, Literal
 
 import torch
@@ -178,7 +177,6 @@ class Thinned:
         self.group = {name: k for k, group in enumerate(groups) for name in group}
         self.votes = [0] * len(groups)
         self.waiting: set[tuple[str, int]] = set()
-        self.lock = Lock()
 
     def combine_part(
         self, name: str, rows: Iterable[Tensor], base: Tensor | None, importance: Iterable[Tensor] | None, start: int
@@ -193,8 +191,7 @@ class Thinned:
                 return 0.0
             if (name, start) not in self.waiting:
                 if first == name:
-                    with self.lock:  # threads share the parts
-                        self.votes[group] += int(sign.sum())
+                    self.votes[group] += int(sign.sum())
                 if undecided:
                     self.waiting.add((name, start))
                 return None if undecided else 0.0

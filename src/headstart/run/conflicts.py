@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from threading import Lock
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -15,7 +14,6 @@ from headstart.core.shards import spans
 from headstart.core.weights import Entrywise, MergeRule, Surveyed, Weights
 from headstart.merge.elect import Thinned
 
-_LOCK = Lock()  # threads share the parts
 FAR = 0.7
 """Distance, as a share of the weights' length, from which a common ancestor is doubted; unrelated models are at 1.4."""
 
@@ -33,11 +31,9 @@ class Tally:
     given: list[int] = field(default_factory=list)  # entries a model changed
     kept: list[int] = field(default_factory=list)  # of those, what thinning left
 
-    def add(self, other: Tally) -> Tally:
-        """Take the other's sums in."""
-        for name in self.__dataclass_fields__:
-            setattr(self, name, _plus(getattr(self, name), getattr(other, name)))
-        return self
+    def plus(self, other: Tally) -> Tally:
+        """Both together."""
+        return Tally(*(_plus(getattr(self, name), getattr(other, name)) for name in self.__dataclass_fields__))
 
     def to_json(self) -> dict[str, Any]:
         """Shares and ratios, as merge.json has them."""
@@ -94,12 +90,10 @@ class Watched:
         def counted(name: str, k: int, change: Tensor, start: int) -> Tensor:
             left = thin(name, k, change, start)
             if (name, start) not in rule.waiting:  # else it was counted when it was put off
-                given, kept = (int(torch.count_nonzero(values)) for values in (change, left))
                 tally = self.tallies.setdefault(name, Tally())
-                with _LOCK:
-                    for counts, more in ((tally.given, given), (tally.kept, kept)):
-                        counts.extend([0] * (rule.models - len(counts)))
-                        counts[k] += more
+                for counts, values in ((tally.given, change), (tally.kept, left)):
+                    counts.extend([0] * (rule.models - len(counts)))
+                    counts[k] += int(torch.count_nonzero(values))
             return left
 
         return counted
@@ -127,16 +121,14 @@ class _Seen:
     def finish(self, merged: Tensor | None) -> None:
         """Add the part to its tensor; without `merged` when the rule has put it off."""
         assert self.reference is not None
-        own = Tally(
-            entries=len(self.reference),
-            places=int(torch.count_nonzero(self.size)),
-            disputed=int((self.sum.abs() < self.size).sum()),
-            reference=_squared(self.reference),
-            merged=0.0 if merged is None else _squared(merged - self.reference),
-            change=self.change,
-        )
-        with _LOCK:
-            self.tally.add(own)
+        tally = self.tally
+        tally.entries += len(self.reference)
+        tally.reference += _squared(self.reference)
+        tally.places += int(torch.count_nonzero(self.size))
+        tally.disputed += int((self.sum.abs() < self.size).sum())
+        tally.change = _plus(tally.change, self.change)
+        if merged is not None:
+            tally.merged += _squared(merged - self.reference)
 
 
 def _squared(values: Tensor) -> float:

@@ -108,7 +108,7 @@ def merge_models(
         with new_folder(out) as folder:
             write_parts(parts, specs, folder)
             _copy_settings(source.folder, folder)
-            total = reduce(Tally.add, watched.tallies.values(), Tally())
+            total = reduce(Tally.plus, watched.tallies.values(), Tally())
             tensors = {name: watched.tallies[name] for name in common.merged if name in watched.tallies}
             warnings = doubts(total, [one.name for one in models], base is not None) if total.change else []
             merged = Merged(rule=repr(rule), total=total, tensors=tensors, common=common, warnings=tuple(warnings),

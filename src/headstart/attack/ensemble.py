@@ -10,19 +10,26 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from headstart.core.ascent import Goal
+from headstart.core.ascent import Goal, LabelGoal, logits
 from headstart.core.validate import one_of, require
 
 
 def fused(
-    models: Sequence[nn.Module], labels: Tensor, *, by: Literal["logits", "probabilities", "loss"] = "logits"
+    models: Sequence[nn.Module],
+    labels: Tensor,
+    *,
+    by: Literal["logits", "probabilities", "loss"] = "logits",
+    weights: Sequence[float] | None = None,
+    targeted: bool = False,
 ) -> Goal:
     """The goal of leaving `labels` behind for all models at once: the cross-entropy of the models taken together.
 
     Args:
-        models: surrogates in eval mode, from inputs to logits (n, c) of the same classes.
+        models: surrogates, from inputs to logits (n, c) of the same classes; run in eval mode, modes given back.
         labels: (n,).
         by: what is averaged over the models: "logits" (paper: transfers best), "probabilities" or "loss".
+        weights: >= 0, one for each model, divided by their sum; by default equal.
+        targeted: reach the labels instead of leaving them.
 
     Cost: one forward pass of every model.
 
@@ -30,7 +37,7 @@ def fused(
     silences the others, while "loss" and "probabilities" gain from it.
 
     Raises:
-        Refused: no models, or an unknown `by`.
+        Refused: no models, an unknown `by`, weights that do not fit, labels that are no integers.
 
     Reference: Dong et al. 2018, section 3.4; Liu et al. 2017 (arXiv 1611.02770).
 
@@ -40,14 +47,19 @@ def fused(
     """
     require(bool(models), "fused needs at least one model", "none", "Pass the surrogates.")
     one_of("by", by, ["logits", "probabilities", "loss"])
+    shares = [1.0] * len(models) if weights is None else list(weights)
+    require(len(shares) == len(models) and min(shares) >= 0 and 0 < sum(shares) < math.inf,
+            "fused needs one weight >= 0 for each model, not all zero", shares, "Leave them out.")  # fmt: skip
+    sign = -1 if targeted else 1
 
-    def goal(x: Tensor) -> Tensor:
-        logits = torch.stack([model(x) for model in models])  # (models, n, c)
+    def loss(x: Tensor, y: Tensor) -> Tensor:
+        said = torch.stack([logits(model, x) for model in models])  # (models, n, c)
+        share = torch.tensor(shares, dtype=said.dtype, device=said.device)[:, None] / sum(shares)
         if by == "logits":
-            return F.cross_entropy(logits.mean(0), labels, reduction="none")
-        likelihoods = F.log_softmax(logits, -1)[:, torch.arange(len(labels)), labels]  # (models, n)
+            return sign * F.cross_entropy((share[..., None] * said).sum(0), y, reduction="none")
+        likelihoods = F.log_softmax(said, -1)[:, torch.arange(len(y)), y]  # (models, n)
         if by == "loss":
-            return -likelihoods.mean(0)
-        return math.log(len(models)) - likelihoods.logsumexp(0)
+            return -sign * (share * likelihoods).sum(0)
+        return -sign * (share.log() + likelihoods).logsumexp(0)
 
-    return goal
+    return LabelGoal(loss, labels)

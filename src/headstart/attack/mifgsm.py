@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -12,7 +11,8 @@ from torch import Tensor
 
 from headstart.core.ascent import Ball, Goal, ascend, goal_gradient
 from headstart.core.paper import Paper
-from headstart.core.validate import require
+
+from .settings import check
 
 PAPER = Paper(
     title="Boosting Adversarial Attacks with Momentum",
@@ -33,7 +33,7 @@ class MIFGSM:
     Args:
         radius: of the ball, in units of x in [0, 1], in [0, 1] (paper: 16 / 255).
         steps: >= 0 (paper: 10); 0 returns x.
-        step_size: > 0; by default radius / steps, which just reaches the surface of the ball (paper).
+        step_size: in (0, 1]; by default radius / steps, which just reaches the surface of the ball (paper).
         decay: μ >= 0 (paper: 1); 0 is the iterative attack without momentum.
         norm: "linf" or "l2".
 
@@ -63,11 +63,7 @@ class MIFGSM:
     norm: Literal["linf", "l2"] = "linf"
 
     def __post_init__(self) -> None:
-        Ball(self.radius, self.norm)
-        require(self.steps >= 0, "MIFGSM needs steps >= 0", self.steps, "The paper uses 10.")
-        require(self.step_size is None or 0 < self.step_size < math.inf, "MIFGSM needs a finite step_size > 0",
-                self.step_size, "Leave it out for radius / steps.")  # fmt: skip
-        require(0 <= self.decay < math.inf, "MIFGSM needs a finite decay >= 0", self.decay, "The paper uses 1.")
+        check(self, self.decay)
 
     def perturb(self, x: Tensor, goals: Sequence[Goal]) -> Tensor:
         return ascend(

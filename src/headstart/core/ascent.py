@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, Protocol, TypeAlias
 
 import torch
@@ -74,12 +75,13 @@ def check_inputs(x: Tensor, bounds: tuple[float, float] = (0.0, 1.0)) -> None:
 
 def ascend(
     x: Tensor,
-    gradient: Callable[[Tensor], Tensor],
+    gradient: Callable[..., Tensor],
     *,
     ball: Ball,
     steps: int,
     step_size: float,
     decay: float = 0.0,
+    look_ahead: bool = False,
     start: Tensor | None = None,
     bounds: tuple[float, float] = (0.0, 1.0),
 ) -> Tensor:
@@ -89,11 +91,14 @@ def ascend(
 
     Args:
         x: (n, ...) floats within `bounds`.
-        gradient: a (n, ...) -> the direction of increase, same shape; called once a step.
+        gradient: a (n, ...) -> the direction of increase, same shape; called once a step, so that what smooths the
+            gradient or averages it over copies belongs into it.
         ball: how far from x.
         steps: >= 0; 0 returns x.
         step_size: in units of x.
         decay: momentum μ; 0 is plain ascent.
+        look_ahead: call gradient(a, ahead), where ahead = a + step_size · decay · g is about where the momentum alone
+            leads (in the l2 norm g is divided by √d first, so that it is about as long as a step).
         start: where to begin instead of x (clipped into the ball).
         bounds: of valid inputs.
 
@@ -112,8 +117,9 @@ def ascend(
     x = x.detach()
     a = x.clone() if start is None else ball.clip(x, start, bounds)
     momentum = torch.zeros_like(x)
+    ahead = step_size * decay / (1 if ball.norm == "linf" else math.sqrt(x[0].numel()))
     for _ in range(steps):
-        g = gradient(a)
+        g = gradient(a, a + ahead * momentum) if look_ahead else gradient(a)
         finite("gradient", g, "Check the surrogate model for NaN.")
         mean = g.abs().flatten(1).mean(1).view(-1, *[1] * (g.ndim - 1))
         momentum = decay * momentum + g / mean.clamp_min(torch.finfo(g.dtype).tiny)  # zero gradients: 0 / tiny = 0
@@ -130,11 +136,78 @@ def goal_gradient(goals: Sequence[Goal], a: Tensor) -> Tensor:
         return torch.autograd.grad(total, point)[0]
 
 
+def gradients_at(goals: Sequence[Goal], points: Tensor, *, at_once: int | None = None) -> Tensor:
+    """Gradients of the goals' mean at several copies of a batch, of which many share a pass.
+
+    Args:
+        goals: those of `misclassify`, `reach` and `fused` share passes; others are asked for one copy at a time.
+        points: (k, n, ...), k copies of n examples.
+        at_once: >= 1, how many copies share a pass, by default all; the fewer, the less memory.
+
+    Returns:
+        a tensor like `points`.
+
+    Cost: k forward and backward passes of n examples, in k / at_once calls.
+
+    >>> gradients_at([lambda x: (x**2).sum(1)], torch.tensor([[[1.0, 2.0]], [[3.0, 4.0]]]))
+    tensor([[[2., 4.]],
+    <BLANKLINE>
+            [[6., 8.]]])
+    """
+    require(at_once is None or at_once >= 1, "at_once must be >= 1", at_once, "Leave it out for all at once.")
+    labelled = [goal for goal in goals if isinstance(goal, LabelGoal)]
+    share = (at_once or len(points)) if len(labelled) == len(goals) else 1
+    found = []
+    for some in torch.split(points, share):
+        asked = [goal.repeated(len(some)) for goal in labelled] if share > 1 else goals
+        found.append(goal_gradient(asked, some.flatten(0, 1)).view_as(some))
+    return torch.cat(found)
+
+
+@dataclass(frozen=True)
+class LabelGoal:
+    """A goal about the labels of a batch, which copies of the batch share.
+
+    Args:
+        of: x (n, ...), labels (n,) -> (n,).
+        labels: (n,) integers.
+    """
+
+    of: Callable[[Tensor, Tensor], Tensor]
+    labels: Tensor
+
+    def __post_init__(self) -> None:
+        kind = self.labels.dtype
+        require(not (kind.is_floating_point or kind.is_complex or kind == torch.bool), "Labels must be class numbers",
+                kind, "Pass y.argmax(1) of one-hot rows, or y.long().")  # fmt: skip
+
+    def __call__(self, x: Tensor) -> Tensor:
+        require(len(x) == len(self.labels), "A goal needs one label for each example", (len(self.labels), len(x)),
+                "Make the goal of this batch's labels.")  # fmt: skip
+        return self.of(x, self.labels)
+
+    def repeated(self, copies: int) -> LabelGoal:
+        """The goal of `copies` batches one after another."""
+        return replace(self, labels=self.labels.repeat(copies, *[1] * (self.labels.ndim - 1)))
+
+
+def logits(model: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """What the model says in eval mode; modules found in train mode are put back into it."""
+    training = [module for module in model.modules() if module.training] if isinstance(model, nn.Module) else []
+    try:
+        for module in training:
+            module.training = False
+        return model(x)
+    finally:
+        for module in training:
+            module.training = True
+
+
 def misclassify(model: nn.Module, labels: Tensor) -> Goal:
-    """The goal of leaving the labels behind: cross-entropy of `model`, which the caller puts in eval mode."""
-    return lambda x: F.cross_entropy(model(x), labels, reduction="none")
+    """The goal of leaving the labels behind: cross-entropy of `model` in eval mode."""
+    return LabelGoal(lambda x, y: F.cross_entropy(logits(model, x), y, reduction="none"), labels)
 
 
 def reach(model: nn.Module, labels: Tensor) -> Goal:
     """The targeted goal: examples should be taken for `labels`."""
-    return lambda x: -F.cross_entropy(model(x), labels, reduction="none")
+    return LabelGoal(lambda x, y: -F.cross_entropy(logits(model, x), y, reduction="none"), labels)

@@ -54,3 +54,31 @@ def test_no_models_and_unknown_averages_are_refused():
         fused([], torch.tensor([0]))
     with pytest.raises(Refused, match="logits"):
         fused([nn.Linear(1, 2)], torch.tensor([0]), by="logit")
+
+
+@pytest.mark.parametrize("by", WAYS)
+def test_weights_are_shares_of_the_models(by):
+    (one, two), x, y = [nn.Linear(4, 3).double() for _ in range(2)], torch.rand(5, 4).double(), torch.arange(5) % 3
+    assert torch.allclose(
+        fused([one, two], y, by=by, weights=[1, 2])(x), fused([one, two, two], y, by=by)(x), rtol=1e-12
+    )
+    assert torch.allclose(fused([one, two], y, by=by, weights=[0, 3])(x), fused([two], y, by=by)(x), rtol=1e-12)
+    point = x.clone().requires_grad_()
+    assert torch.autograd.grad(fused([one, two], y, by=by, weights=[0, 3])(point).sum(), point)[0].isfinite().all()
+
+
+@pytest.mark.parametrize("by", WAYS)
+def test_targeted_turns_the_sign_and_nothing_else(by):
+    models, x, y = [nn.Linear(4, 3) for _ in range(2)], torch.rand(5, 4), torch.arange(5) % 3
+    assert torch.equal(fused(models, y, by=by, targeted=True)(x), -fused(models, y, by=by)(x))
+
+
+@pytest.mark.parametrize("weights", [[1.0], [-1.0, 2.0], [0.0, 0.0], [math.nan, 1.0], [math.inf, 1.0], []])
+def test_weights_that_mean_nothing_are_refused(weights):
+    with pytest.raises(Refused, match="one weight"):
+        fused([nn.Linear(1, 2)] * 2, torch.tensor([0]), weights=weights)
+
+
+def test_labels_that_are_no_class_numbers_are_refused():
+    with pytest.raises(Refused, match="class numbers"):
+        fused([nn.Linear(1, 2)], torch.eye(2))

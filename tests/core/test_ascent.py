@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from headstart.core.ascent import Ball, ascend, check_inputs, goal_gradient, misclassify, reach
+from headstart.attack import fused
+from headstart.core.ascent import Ball, ascend, check_inputs, goal_gradient, gradients_at, misclassify, reach
 from headstart.core.validate import Refused
 
 
@@ -121,3 +122,73 @@ def test_bad_settings_and_gradients_are_refused() -> None:
         ascend(x, noisy(0), ball=Ball(0.1), steps=-1, step_size=0.1)
     with pytest.raises(Refused, match="gradient must be finite"):
         ascend(x, lambda a: a * torch.nan, ball=Ball(0.1), steps=1, step_size=0.1)
+
+
+def test_the_point_ahead_is_where_the_momentum_leads() -> None:
+    asked: list[tuple[Tensor, Tensor]] = []
+
+    def gradient(a: Tensor, ahead: Tensor) -> Tensor:
+        asked.append((a, ahead))
+        return torch.tensor([[1.0, -3.0]])
+
+    x = torch.full((1, 2), 0.5)
+    for norm, unit in (("linf", 1.0), ("l2", 2**-0.5)):
+        asked.clear()
+        ascend(x, gradient, ball=Ball(0.5, norm), steps=2, step_size=0.1, decay=0.5, look_ahead=True)  # type: ignore[arg-type]
+        assert torch.equal(asked[0][0], asked[0][1])
+        assert torch.allclose(asked[1][1] - asked[1][0], unit * 0.05 * torch.tensor([[0.5, -1.5]]))
+
+
+@pytest.mark.parametrize("at_once", [None, 1, 2, 3, 9])
+def test_gradients_at_copies_are_those_of_each_copy(at_once: int | None) -> None:
+    model, y = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 3)).double(), torch.tensor([0, 1])
+    points = torch.rand(5, 2, 4).double()
+    goals = [misclassify(model, y), reach(model, 1 - y)]
+    slow = torch.stack([goal_gradient(goals, point) for point in points])
+    assert torch.allclose(gradients_at(goals, points, at_once=at_once), slow, rtol=0, atol=1e-14)
+    own = torch.tensor([1.0, 2.0]).double()
+    mixed = [*goals, lambda a: own * a.sum(1)]
+    slow = torch.stack([goal_gradient(mixed, point) for point in points])
+    assert torch.allclose(gradients_at(mixed, points, at_once=at_once), slow, rtol=0, atol=1e-14)
+
+
+def test_copies_that_mean_nothing_are_refused() -> None:
+    with pytest.raises(Refused, match="at_once"):
+        gradients_at([], torch.rand(2, 1, 3), at_once=0)
+    with pytest.raises(Refused, match="at least one goal"):
+        gradients_at([], torch.rand(2, 1, 3))
+
+
+def test_models_in_train_mode_are_run_in_eval_mode_and_given_back() -> None:
+    model = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Dropout(), nn.Linear(8, 3)).train()
+    model[1].eval()  # a frozen layer stays frozen
+    modes = [m.training for m in model.modules()]
+    statistics = model[1].running_mean.clone()
+    x, y = torch.rand(2, 4), torch.tensor([0, 1])
+    found = goal_gradient([misclassify(model, y), reach(model, 1 - y), fused([model], y)], x)
+    assert [m.training for m in model.modules()] == modes
+    model.eval()
+    assert torch.equal(found, goal_gradient([misclassify(model, y), reach(model, 1 - y), fused([model], y)], x))
+    assert torch.equal(model[1].running_mean, statistics)
+
+
+def test_modes_come_back_after_an_error() -> None:
+    model = nn.Linear(4, 3).train()
+    with pytest.raises(RuntimeError):
+        goal_gradient([misclassify(model, torch.tensor([0]))], torch.rand(1, 5))
+    assert model.training
+
+
+@pytest.mark.parametrize("labels", [torch.eye(2), torch.tensor([0.0, 1.0]), torch.tensor([True, False])])
+def test_labels_that_are_no_class_numbers_are_refused(labels: Tensor) -> None:
+    for make in (misclassify, reach):
+        with pytest.raises(Refused, match="class numbers"):
+            make(nn.Linear(4, 2), labels)
+
+
+def test_one_label_for_each_example() -> None:
+    goal = misclassify(nn.Linear(4, 2), torch.tensor([0, 1]))
+    with pytest.raises(Refused, match="one label"):
+        goal(torch.rand(3, 4))
+    with pytest.raises(Refused, match="one label"):
+        goal(torch.rand(4, 4))

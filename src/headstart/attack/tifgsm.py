@@ -40,7 +40,7 @@ class TIFGSM:
         decay: μ >= 0 (paper: 1 for TI-MI-FGSM); 0 is TI-FGSM.
         norm: "linf" or "l2".
         kernel: "gaussian" (paper: best), three standard deviations wide to each side; "linear" or "uniform".
-        size: of the kernel in pixels, odd (paper: 15 for 299 pixels; 3 for 8); 1 is `MIFGSM`.
+        size: of the kernel in pixels, odd (paper: 15 for 299 pixels; 5 for 8); 1 is `MIFGSM`.
 
     Shape: x (n, c, h, w) in [0, 1] -> the same shape and dtype; goals give (n,). Put normalisation inside the model.
 
@@ -71,7 +71,7 @@ class TIFGSM:
     def __post_init__(self) -> None:
         check(self, self.decay)
         one_of("kernel", self.kernel, ["gaussian", "linear", "uniform"])
-        require(self.size >= 1 and self.size % 2 == 1, "TIFGSM needs an odd size >= 1", self.size, "Pass 3 or 15.")
+        require(self.size >= 1 and self.size % 2 == 1, "TIFGSM needs an odd size >= 1", self.size, "Pass 5 or 15.")
 
     def perturb(self, x: Tensor, goals: Sequence[Goal]) -> Tensor:
         check_inputs(x)

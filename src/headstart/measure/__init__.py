@@ -5,3 +5,9 @@ from .corruptions import CorruptionError as CorruptionError
 from .corruptions import accuracy_by_corruption as accuracy_by_corruption
 from .corruptions import corrupt as corrupt
 from .corruptions import corruption_error as corruption_error
+from .transfer_matrix import Prepared as Prepared
+from .transfer_matrix import TransferMatrix as TransferMatrix
+from .transfer_matrix import load_perturbed as load_perturbed
+from .transfer_matrix import perturbed as perturbed
+from .transfer_matrix import save_perturbed as save_perturbed
+from .transfer_matrix import transfer_matrix as transfer_matrix

@@ -56,8 +56,8 @@ def run(arguments: list[str], shell: Shell) -> int:
     first = arguments[0] if arguments else ""
     if first in ("", "-h", "--help"):
         rules = "\n".join(f"  {name:<16}{_first_line(kind)}" for name, kind in RULES.items())
-        shell.say(f"usage: headstart merge RULE MODEL ... --out DIR\n       headstart merge RECIPE.yaml --out DIR\n\n{SAYS}\n\n"
-                  f"{rules}\n\nheadstart merge RULE --help shows a rule's settings.")  # fmt: skip
+        shell.say("usage: headstart merge RULE MODEL ... --out DIR\n       headstart merge RECIPE.yaml --out DIR\n\n"
+                  f"{SAYS}\n\n{rules}\n\nheadstart merge RULE --help shows a rule's settings.")  # fmt: skip
         return 0 if first else 2
     if first.endswith((".yaml", ".yml")):
         return _recipe(Path(first), arguments[1:], shell)

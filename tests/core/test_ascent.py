@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from headstart.attack import fused
-from headstart.core.ascent import Ball, ascend, check_inputs, goal_gradient, gradients_at, misclassify, reach
+from headstart.core.ascent import Ball, ascend, check_inputs, goal_gradient, gradients_at, misclassify, own, reach
 from headstart.core.validate import Refused
 
 
@@ -192,3 +192,14 @@ def test_one_label_for_each_example() -> None:
         goal(torch.rand(3, 4))
     with pytest.raises(Refused, match="one label"):
         goal(torch.rand(4, 4))
+
+
+def test_goals_of_one_model_each_are_told_from_others():
+    model, y = nn.Linear(2, 2), torch.tensor([0, 1])
+    assert own([misclassify(model, y)], "CWA")[0].model is model
+    assert own([reach(model, y)], "CWA")[0].targeted
+    mixed = [misclassify(model, y), reach(model, y)]
+    other = [misclassify(model, y), misclassify(model, 1 - y)]
+    for goals in ([], [lambda x: x.sum(1)], mixed, other):
+        with pytest.raises(Refused, match="CWA needs goals of one model each"):
+            own(goals, "CWA")

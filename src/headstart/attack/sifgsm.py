@@ -39,7 +39,7 @@ class SIFGSM:
         norm: "linf" or "l2".
         scales: >= 1 (paper: 5); 1 is `MIFGSM`, or with `look_ahead` `NIFGSM`.
         look_ahead: take the copies of the point where the momentum leads, as in `NIFGSM` (paper).
-        at_once: >= 1, how many copies share a pass, by default all; fewer need less memory.
+        at_once: >= 1, how many copies share a pass; by default as many as make 128 examples, at least one.
 
     Shape: x (n, ...) in [0, 1] -> the same shape and dtype; goals give (n,). Put normalisation inside the model.
 

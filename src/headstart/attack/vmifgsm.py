@@ -43,7 +43,7 @@ class VMIFGSM:
         neighbours: >= 1 (paper: 20).
         beta: how far neighbours lie, in radii, >= 0 (paper: 1.5); 0 is `MIFGSM`.
         look_ahead: take the gradient where the momentum leads, as in `NIFGSM`; neighbours stay around the point.
-        at_once: >= 1, how many points share a pass, by default all `neighbours + 1`; fewer need less memory.
+        at_once: >= 1, how many points share a pass; by default as many as make 128 examples, at least one.
         seed: of the neighbours, which are a function of it, the step and the example's number alone.
         first: number of x's first example in its data set, >= 0, so that splitting it into batches changes nothing.
 

@@ -16,7 +16,9 @@ from headstart.core.stream import Batches
 from headstart.core.surgery import freeze
 from headstart.testing.material import digits
 
-METHODS = tuple(f"attack.{name}" for name in ("difgsm", "fgsm", "nifgsm", "pgd", "sifgsm", "tifgsm", "vmifgsm"))
+METHODS = (
+    "attack.difgsm", "attack.fgsm", "attack.nifgsm", "attack.pgd", "attack.sifgsm", "attack.tifgsm", "attack.vmifgsm",
+)  # fmt: skip
 RADIUS = 0.15
 ATTACKS: dict[str, Attack] = {
     "FGSM": FGSM(radius=RADIUS), "PGD": PGD(radius=RADIUS), "MI-FGSM": MIFGSM(radius=RADIUS),

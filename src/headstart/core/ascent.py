@@ -16,6 +16,9 @@ from .validate import finite, one_of, require
 Goal: TypeAlias = Callable[[Tensor], Tensor]
 """What to increase: x (n, ...) -> (n,), one number for each example."""
 
+PASS = 128
+"""Examples that fill a pass: more of them gain nothing on a CPU, and may not fit into the memory of a GPU."""
+
 
 class Attack(Protocol):
     """Perturb x so that every surrogate's goal rises; example i never depends on example j."""
@@ -121,8 +124,11 @@ def ascend(
     for _ in range(steps):
         g = gradient(a, a + ahead * momentum) if look_ahead else gradient(a)
         finite("gradient", g, "Check the surrogate model for NaN.")
-        mean = g.abs().flatten(1).mean(1).view(-1, *[1] * (g.ndim - 1))
-        momentum = decay * momentum + g / mean.clamp_min(torch.finfo(g.dtype).tiny)  # zero gradients: 0 / tiny = 0
+        if decay == 0 and ball.norm == "linf":  # only the sign counts
+            momentum = g
+        else:
+            mean = g.abs().flatten(1).mean(1).view(-1, *[1] * (g.ndim - 1))
+            momentum = decay * momentum + g / mean.clamp_min(torch.finfo(g.dtype).tiny)  # zero gradients: 0 / tiny = 0
         a = ball.clip(x, a + step_size * ball.step(momentum), bounds)
     return a
 
@@ -132,7 +138,8 @@ def goal_gradient(goals: Sequence[Goal], a: Tensor) -> Tensor:
     require(bool(goals), "An attack needs at least one goal", "none", "Pass one goal for each surrogate model.")
     with torch.enable_grad():
         point = a.detach().requires_grad_()
-        total = torch.stack([goal(point).sum() for goal in goals]).mean()
+        sums = [goal(point).sum() for goal in goals]
+        total = torch.stack(sums).mean() if len(sums) > 1 else sums[0]
         return torch.autograd.grad(total, point)[0]
 
 
@@ -142,7 +149,7 @@ def gradients_at(goals: Sequence[Goal], points: Tensor, *, at_once: int | None =
     Args:
         goals: those of `misclassify`, `reach` and `fused` share passes; others are asked for one copy at a time.
         points: (k, n, ...), k copies of n examples.
-        at_once: >= 1, how many copies share a pass, by default all; the fewer, the less memory.
+        at_once: >= 1, how many copies share a pass; by default as many as make 128 examples, at least one.
 
     Returns:
         a tensor like `points`.
@@ -156,7 +163,7 @@ def gradients_at(goals: Sequence[Goal], points: Tensor, *, at_once: int | None =
     """
     require(at_once is None or at_once >= 1, "at_once must be >= 1", at_once, "Leave it out for all at once.")
     labelled = [goal for goal in goals if isinstance(goal, LabelGoal)]
-    share = (at_once or len(points)) if len(labelled) == len(goals) else 1
+    share = (at_once or max(1, PASS // points.shape[1])) if len(labelled) == len(goals) else 1
     found = []
     for some in torch.split(points, share):
         asked = [goal.repeated(len(some)) for goal in labelled] if share > 1 else goals
@@ -171,10 +178,14 @@ class LabelGoal:
     Args:
         of: x (n, ...), labels (n,) -> (n,).
         labels: (n,) integers.
+        model: whose goal it is, for attacks that look into their surrogates; None where it is not one model's.
+        targeted: whether the labels are to be reached.
     """
 
     of: Callable[[Tensor, Tensor], Tensor]
     labels: Tensor
+    model: nn.Module | None = None
+    targeted: bool = False
 
     def __post_init__(self) -> None:
         kind = self.labels.dtype
@@ -203,11 +214,24 @@ def logits(model: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
             module.training = True
 
 
+def own(goals: Sequence[Goal], attack: str) -> list[LabelGoal]:
+    """The goals as one model's each, about the same labels, all to be left or all to be reached.
+
+    Raises:
+        Refused: no goals, one that `misclassify` and `reach` did not make, or goals that differ in more than the model.
+    """
+    found = [goal for goal in goals if isinstance(goal, LabelGoal) and goal.model is not None]
+    same = all(g.targeted == found[0].targeted and torch.equal(g.labels, found[0].labels) for g in found)
+    require(0 < len(found) == len(goals) and same, f"{attack} needs goals of one model each, about the same labels",
+            f"{len(found)} such of {len(goals)}", "Pass [misclassify(model, y) for model in surrogates].")  # fmt: skip
+    return found
+
+
 def misclassify(model: nn.Module, labels: Tensor) -> Goal:
     """The goal of leaving the labels behind: cross-entropy of `model` in eval mode."""
-    return LabelGoal(lambda x, y: F.cross_entropy(logits(model, x), y, reduction="none"), labels)
+    return LabelGoal(lambda x, y: F.cross_entropy(logits(model, x), y, reduction="none"), labels, model)
 
 
 def reach(model: nn.Module, labels: Tensor) -> Goal:
     """The targeted goal: examples should be taken for `labels`."""
-    return LabelGoal(lambda x, y: -F.cross_entropy(logits(model, x), y, reduction="none"), labels)
+    return LabelGoal(lambda x, y: -F.cross_entropy(logits(model, x), y, reduction="none"), labels, model, True)

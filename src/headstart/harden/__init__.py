@@ -1,0 +1,8 @@
+"""Train models that small changes of their inputs do not fool."""
+
+from .adversarial_training import AdversarialTraining as AdversarialTraining
+from .dverge import DVERGE as DVERGE
+from .ensemble import Ensemble as Ensemble
+from .vulnerability import distilled as distilled
+from .vulnerability import diversity as diversity
+from .vulnerability import transfer as transfer

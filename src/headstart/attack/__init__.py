@@ -10,6 +10,7 @@ from .nifgsm import NIFGSM as NIFGSM
 from .pgd import PGD as PGD
 from .sgld import SGLD as SGLD
 from .sifgsm import SIFGSM as SIFGSM
+from .stack import stacked as stacked
 from .swag import SWAG as SWAG
 from .tifgsm import TIFGSM as TIFGSM
 from .vmifgsm import VMIFGSM as VMIFGSM

@@ -49,15 +49,16 @@ Y = torch.tensor([0, 1, 2, 0, 1])
 def test_each_says_what_it_says_alone_in_eval_mode(make):
     models = several(make)
     models[1].eval()
-    found = stacked(models)(X.clone().requires_grad_())
+    found = stacked(models)(X)
     assert [m.training for m in models] == [True, False, True, True]
     alone = torch.stack([copy.deepcopy(m).eval()(X) for m in models])
     assert torch.allclose(found, alone, atol=1e-6)
 
 
+@pytest.mark.parametrize("make", [convolutions, Attention])
 @pytest.mark.parametrize("by", ["logits", "probabilities", "loss"])
-def test_a_stacked_goal_has_the_gradient_of_the_loop(by):
-    models = several(convolutions)
+def test_a_stacked_goal_has_the_gradient_of_the_loop(by, make):
+    models = several(make)
     results = [
         torch.autograd.grad(fused(models, Y, by=by, stack=stack)(point := X.clone().requires_grad_()).sum(), point)[0]
         for stack in (True, False)

@@ -41,8 +41,8 @@ def fused(
     silences the others, while "loss" and "probabilities" gain from it.
 
     Raises:
-        Refused: no models, an unknown `by`, weights that do not fit, labels that are no integers, or models to be stacked
-            that are not of one architecture.
+        Refused: no models, an unknown `by`, weights that do not fit, labels that are no integers, models that cannot be
+            stacked.
 
     Reference: Dong et al. 2018, section 3.4; Liu et al. 2017 (arXiv 1611.02770).
 

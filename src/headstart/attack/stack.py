@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.backends import mha
 from torch.func import functional_call, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -28,7 +29,7 @@ def stacked(models: Sequence[nn.Module]) -> Callable[[Tensor], Tensor]:
     Cost: one copy of the weights; each call computes what the models would one after another, in one set of calls.
 
     Notes: equal to the models' own passes up to rounding. Values that a model keeps outside of its parameters and
-    buffers are those of the first one. `nn.TransformerEncoderLayer` warns that it is slow when no gradient is asked.
+    buffers are those of the first one.
 
     Raises:
         Refused: no models, or models that differ in more than their weights.
@@ -50,8 +51,13 @@ def stacked(models: Sequence[nn.Module]) -> Callable[[Tensor], Tensor]:
         return functional_call(frame, state, (x,))
 
     def said(x: Tensor) -> Tensor:
-        with sdpa_kernel(SDPBackend.MATH):  # the fused kernels have no batched form
-            found: Tensor = vmap(call, in_dims=(0, None))(weights, x)
+        fast = mha.get_fastpath_enabled()
+        mha.set_fastpath_enabled(False)  # like the fused kernels it has no batched form
+        try:
+            with sdpa_kernel(SDPBackend.MATH):
+                found: Tensor = vmap(call, in_dims=(0, None))(weights, x)
+        finally:
+            mha.set_fastpath_enabled(fast)
         return found
 
     return said

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import nn
 
-from headstart.core.taps import first_tensor, layer_of, tapped
+from headstart.core.taps import features_at, first_tensor, layer_of, tapped, token_similarity, tokens_of
 from headstart.core.validate import Refused
 
 
@@ -59,3 +61,51 @@ def test_first_tensor_looks_into_nests() -> None:
 def test_layer_of() -> None:
     model = perceptron()
     assert layer_of(model, "2") is model[2]
+
+
+def test_features_stop_at_the_last_layer_asked_for_and_survive_later_changes_in_place() -> None:
+    model, x = nn.Sequential(nn.Linear(4, 3), nn.ReLU(inplace=True), nn.Linear(3, 2), nn.Identity()), torch.randn(5, 4)
+    calls: list[int] = []
+    model[2].register_forward_pre_hook(lambda _m, _i: calls.append(1))
+    found = features_at(model, ["1", "0"], x)
+    assert list(found) == ["1", "0"]
+    assert torch.equal(found["0"], model[0](x))
+    assert torch.equal(found["1"], model[0](x).relu())
+    assert calls == []
+    assert not any(m._forward_hooks for m in model.modules())
+    for layers, says in ((["0", "9"], "exist"), ([], "Name one")):
+        with pytest.raises(Refused, match=says):
+            features_at(model, layers, x)
+
+
+def test_a_layer_called_twice_is_read_at_its_first_call() -> None:
+    once = nn.Linear(3, 3)
+    model, x = nn.Sequential(once, nn.Tanh(), once, nn.Identity()), torch.randn(2, 3)
+    assert torch.equal(features_at(model, ["0", "3"], x)["0"], once(x))
+
+
+def test_tokens_are_rows_places_or_the_whole() -> None:
+    sequence, picture = torch.randn(2, 5, 3), torch.randn(2, 3, 4, 6)
+    assert torch.equal(tokens_of(sequence), sequence)
+    assert torch.equal(tokens_of(sequence, "cls"), sequence[:, :1])
+    assert torch.equal(tokens_of(sequence, "patch"), sequence[:, 1:])
+    assert tokens_of(sequence[:, 0]).shape == (2, 1, 3)
+    assert torch.equal(tokens_of(picture)[:, 7], picture[:, :, 1, 1])
+    for value, which in ((picture, "cls"), (sequence[:, :1], "patch"), (sequence[0, 0], "all"), (sequence, "none")):
+        with pytest.raises(Refused):
+            tokens_of(value, which)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(1, 4), st.integers(1, 5), st.integers(1, 6), st.floats(1e-3, 1e3), st.integers(0, 99))
+def test_token_similarity_is_the_mean_cosine_whatever_the_scale(n, p, d, scale, seed) -> None:
+    a, b = torch.randn(2, n, p, d, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    found = token_similarity(a, b)
+    assert torch.allclose(found, torch.cosine_similarity(a, b, dim=-1).mean(1), atol=1e-12)
+    assert torch.allclose(found, token_similarity(scale * a, b), atol=1e-12)
+    assert found.abs().max() <= 1 + 1e-12
+    a[:, 0] = 0
+    point = a.clone().requires_grad_()
+    same = token_similarity(point, a)
+    assert torch.equal(same, torch.ones(n, dtype=torch.float64))
+    assert torch.equal(torch.autograd.grad(same.sum(), point)[0], torch.zeros_like(a))

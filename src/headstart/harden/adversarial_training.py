@@ -11,12 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from headstart.core.ascent import Ball, ascend, check_inputs, goal_gradient, misclassify
+from headstart.core.modes import evaluating
 from headstart.core.paper import Paper
 from headstart.core.plan import Plan, Run, Step, Term
 from headstart.core.stream import Batch
 from headstart.core.validate import require
-
-from .modes import evaluating
 
 PAPER = Paper(
     title="Towards Deep Learning Models Resistant to Adversarial Attacks",

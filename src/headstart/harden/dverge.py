@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from headstart.core.ascent import Ball
+from headstart.core.modes import evaluating
 from headstart.core.paper import Paper
 from headstart.core.plan import Plan, Run, Step, Term
 from headstart.core.stream import Batch, Batches, Parts, size
@@ -21,7 +22,6 @@ from headstart.core.validate import require
 
 from .adversarial_training import AdversarialTraining
 from .ensemble import Ensemble
-from .modes import evaluating
 from .vulnerability import distilled
 
 PAPER = Paper(

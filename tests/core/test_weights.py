@@ -267,3 +267,23 @@ def test_fingerprints_tell_bits_names_dtypes_and_shapes_apart() -> None:
     prints = [fingerprint(w) for w in (base, *other)]
     assert len(set(prints)) == 5
     assert fingerprint(dict(reversed(base.items()))) == prints[0]
+
+
+def test_reading_on_asks_for_every_byte_once_and_only_in_order(tmp_path, monkeypatch):
+    w = torch.arange(40 * shards.PART, dtype=torch.float32)
+    save_weights({"w": w}, tmp_path)
+    asked: list[tuple[int, int]] = []
+    monkeypatch.setattr(shards, "_read_on", lambda _number, start, stop: asked.append((start, stop)))
+    weights = LazyWeights(tmp_path)
+    scattered = weights.lend("w")
+    for start in range(0, len(w), 2 * shards.PART):
+        assert torch.equal(scattered(start, start + shards.PART), w[start : start + shards.PART])
+    assert asked == []
+    read = weights.lend("w")
+    for start, stop in shards.spans(len(w)):
+        assert torch.equal(read(start, stop), w[start:stop])
+    begin = weights._places["w"][1]
+    assert asked[0][0] == begin + 4 * shards.PART
+    assert [start for start, _ in asked[1:]] == [stop for _, stop in asked[:-1]]
+    assert asked[-1][1] == begin + 4 * len(w)
+    assert all(stop - start <= shards.AHEAD + 4 * shards.PART for start, stop in asked)

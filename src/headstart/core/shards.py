@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 import os
+import sys
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -20,6 +21,9 @@ from .validate import require
 
 PART = 1 << 16
 """Entries that are read, merged and written at a time: 256 kB of float32, so that caches hold them."""
+
+AHEAD = 1 << 22
+"""Bytes of each file that the system is asked to read while the part before them is worked on."""
 
 Weights: TypeAlias = Mapping[str, Tensor]
 """A plain state dict, or a lazy one over safetensors shards."""
@@ -97,10 +101,16 @@ class LazyWeights(Mapping[str, Tensor]):
         width = spec.dtype.itemsize
         buffer = torch.empty(min(most, spec.entries), dtype=spec.dtype)
         raw = memoryview(buffer.view(torch.uint8).numpy()) if len(buffer) else memoryview(b"")  # type: ignore[arg-type]
-        number = self._number(file)
+        number, end = self._number(file), offset + spec.size
+        last = asked = -1  # where the last read ended, and how far the system was asked to read on
 
         def read(start: int, stop: int) -> Tensor:
+            nonlocal last, asked
             done, size = 0, (stop - start) * width
+            if last == offset + start * width and asked < min(last + size + AHEAD // 2, end):
+                begin, asked = max(last, asked), min(last + size + AHEAD, end)
+                _read_on(number, begin, asked)
+            last = offset + stop * width
             while done < size:
                 got = os.preadv(number, [raw[done:size]], offset + start * width + done)
                 require(got > 0, "A weight file must stay as it was opened", f"a shorter {file.name}",
@@ -171,6 +181,12 @@ def fingerprint(weights: Weights) -> str:
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
+
+
+def _read_on(number: int, start: int, stop: int) -> None:
+    """Ask the system to fetch bytes of a file in the background; a hint, which some systems do not take."""
+    if sys.platform == "linux":
+        os.posix_fadvise(number, start, stop - start, os.POSIX_FADV_WILLNEED)
 
 
 def _places(file: Path) -> dict[str, tuple[Path, int, Spec]]:

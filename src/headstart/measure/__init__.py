@@ -1,5 +1,10 @@
 """Numbers about models and runs: how far they can be believed, and what makes them err."""
 
+from .alignment import Likeness as Likeness
+from .alignment import linear_cka as linear_cka
+from .alignment import procrustes as procrustes
+from .alignment import procrustes_distance as procrustes_distance
+from .alignment import ridge as ridge
 from .balance import balanced as balanced
 from .corruptions import CorruptionAccuracy as CorruptionAccuracy
 from .corruptions import CorruptionError as CorruptionError
@@ -10,6 +15,11 @@ from .dumb import Condition as Condition
 from .dumb import DumbStudy as DumbStudy
 from .dumb import dumb_study as dumb_study
 from .dumb import unguided as unguided
+from .representation_vs_data_space import SpaceStudy as SpaceStudy
+from .representation_vs_data_space import SpaceTransfer as SpaceTransfer
+from .representation_vs_data_space import representation_vs_data_space as representation_vs_data_space
+from .split import Split as Split
+from .split import displacement as displacement
 from .strength import similarity as similarity
 from .strength import strongest as strongest
 from .transfer_matrix import Prepared as Prepared

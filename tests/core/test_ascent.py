@@ -203,3 +203,14 @@ def test_goals_of_one_model_each_are_told_from_others():
     for goals in ([], [lambda x: x.sum(1)], mixed, other):
         with pytest.raises(Refused, match="CWA needs goals of one model each"):
             own(goals, "CWA")
+
+
+def test_many_examples_go_in_several_passes_and_keep_their_gradients():
+    model, sizes = nn.Linear(3, 4).double(), []
+    model.register_forward_hook(lambda _module, inputs, _output: sizes.append(len(inputs[0])))
+    x, y = torch.rand(300, 3, dtype=torch.float64), torch.arange(300) % 4
+    whole = torch.cat([goal_gradient([misclassify(model, y[k : k + 1])], x[k : k + 1]) for k in range(300)])
+    sizes.clear()
+    assert torch.allclose(goal_gradient([misclassify(model, y)], x), whole, atol=1e-12)
+    assert max(sizes) == 128
+    assert sum(sizes) == 300

@@ -10,6 +10,7 @@ VERBS = {
     "fit": "choose a source, move what it knows to your data, judge, write a model and a report",
     "choose": "rank the sources for your data, without tuning",
     "merge": "several models into one, judged if you like",
+    "attack": "how far your own models err together under small changes to their pictures",
     "predict": "the class of new inputs, by a finished run",
     "doctor": "look at your data before spending time on it",
     "zoo": "what there is to start from; build the embedded models again",

@@ -183,7 +183,8 @@ def save_perturbed(path: Path, moved: Mapping[str, Tensor], x: Tensor, y: Tensor
 
     _examples(x, y)
     tensors = {"x": x, "y": y, **{f"moved.{k}": tensor for k, tensor in enumerate(moved.values())}}
-    data = save({name: t.detach().cpu().clone() for name, t in tensors.items()}, {"surrogates": json.dumps([*moved])})
+    whole = {name: t.detach().cpu().clone(memory_format=torch.contiguous_format) for name, t in tensors.items()}
+    data = save(whole, {"surrogates": json.dumps([*moved])})
     write_atomically(path, lambda file: file.write(data))
 
 

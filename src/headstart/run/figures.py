@@ -144,6 +144,57 @@ def bars(rows: Sequence[tuple[str, float, Sequence[float] | None]], xlabel: str)
     return svg_of(7.2, 0.8 + 0.48 * len(rows), draw) if rows else ""
 
 
+def heat(
+    values: Sequence[Sequence[float | None]],
+    rows: Sequence[str],
+    columns: Sequence[str],
+    *,
+    below: Sequence[Sequence[str]] = (),
+    framed: Sequence[tuple[int, int]] = (),
+    good: bool = False,
+) -> str:
+    """Shares as cells with their percentage in them; None is unknown.
+
+    Args:
+        values: rows of shares.
+        rows: their names.
+        columns: names of the columns, above them.
+        below: a smaller second line of each cell; left out where cells are narrow.
+        framed: (row, column) of cells to frame.
+        good: whether a high share is good, and so blue, not red.
+    """
+    shares = np.array([[np.nan if v is None else v for v in row] for row in values], dtype=float)
+    n, m = shares.shape
+
+    def draw(axes: Axes) -> None:
+        axes.imshow(shares, cmap="GnBu" if good else "OrRd", vmin=0, vmax=1, aspect="auto")
+        for (i, j), value in np.ndenumerate(shares):
+            ink = "white" if value > (0.7 if good else 0.6) else INK
+            two = bool(below) and m <= 6
+            text = "?" if np.isnan(value) else f"{100 * value:.0f} %" if m <= 8 else f"{100 * value:.0f}"
+            axes.text(j, i - 0.13 * two, text, ha="center", va="center", color=ink, fontsize=12 if two else 11)
+            if two:
+                axes.text(j, i + 0.25, below[i][j], ha="center", va="center", color=ink, fontsize=9)
+        for i, j in framed:
+            axes.add_patch(_frame(i, j))
+        axes.set_xticks(range(m), columns, rotation=0 if m <= 4 else 40, ha="center" if m <= 4 else "left")
+        axes.set_yticks(range(n), rows)
+        axes.tick_params(length=0, labeltop=True, labelbottom=False)
+        axes.set_xticks(np.arange(m - 1) + 0.5, minor=True)
+        axes.set_yticks(np.arange(n - 1) + 0.5, minor=True)
+        axes.grid(which="minor", color="white", lw=2)
+        axes.tick_params(which="minor", length=0)
+        axes.spines[:].set_visible(False)
+
+    return svg_of(6.4, (0.7 if m <= 4 else 1.3) + (0.58 if below else 0.34) * n, draw)
+
+
+def _frame(row: int, column: int) -> Any:
+    from matplotlib.patches import Rectangle
+
+    return Rectangle((column - 0.46, row - 0.45), 0.92, 0.9, fill=False, edgecolor=INK, lw=1.5)
+
+
 def _baseline_lines(axes: Axes, baselines: Mapping[str, float]) -> None:
     for k, (name, value) in enumerate(sorted(baselines.items(), key=lambda item: item[1])):
         axes.axvline(value, color=BASELINE, lw=1.2, ls="--")

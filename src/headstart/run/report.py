@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from headstart.core.checkpoint import write_atomically
 from headstart.core.validate import require
 
 from . import figures
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
 
 
 def write_report(directory: Path) -> Path:
@@ -42,20 +45,26 @@ def write_report(directory: Path) -> Path:
 
 def render(results: Mapping[str, Any], run: Mapping[str, Any], mistakes: list[dict[str, Any]]) -> str:
     """The page as text; sections whose records are missing are left out."""
-    from jinja2 import Environment, PackageLoader
     from markupsafe import Markup
 
-    pages = Environment(loader=PackageLoader("headstart.run", "."), autoescape=True, trim_blocks=True)
-    pages.filters.update(percent=percent, points=points, span=span, figure=figure, count=count, size=size)
     names = ("ranking", "candidates", "test", "robustness", "audit", "cost", "reproduce", "model", "methods")
     sections = {name: results.get(name) for name in names}
     agreement = (sections["ranking"] or {}).get("agreement")
-    return pages.get_template("report.html.jinja").render(
+    return pages().get_template("report.html.jinja").render(
         task=results["task"], answer=results["answer"], mistakes=mistakes, versions=run.get("versions", {}),
         finished=str(run.get("finished", "")).replace("T", " ")[:16], agreement=_agreement(agreement),
         figures={name: Markup(svg) for name, svg in _draw(results).items()},  # noqa: S704  matplotlib escapes its text
         **sections,
     )  # fmt: skip
+
+
+def pages() -> Environment:
+    """Templates and their filters; what comes from the data is escaped."""
+    from jinja2 import Environment, PackageLoader
+
+    made = Environment(loader=PackageLoader("headstart.run", "."), autoescape=True, trim_blocks=True)
+    made.filters.update(percent=percent, points=points, span=span, figure=figure, count=count, size=size)
+    return made
 
 
 def _draw(results: Mapping[str, Any]) -> dict[str, str]:

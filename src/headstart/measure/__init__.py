@@ -28,3 +28,10 @@ from .transfer_matrix import load_perturbed as load_perturbed
 from .transfer_matrix import perturbed as perturbed
 from .transfer_matrix import save_perturbed as save_perturbed
 from .transfer_matrix import transfer_matrix as transfer_matrix
+from .translation import TranslationReport as TranslationReport
+from .translation import cosine_above as cosine_above
+from .translation import positions_needed as positions_needed
+from .translation import same_crop_everywhere_probability as same_crop_everywhere_probability
+from .translation import same_crop_probability as same_crop_probability
+from .translation import same_neighbour as same_neighbour
+from .translation import translation_report as translation_report

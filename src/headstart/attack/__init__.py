@@ -1,5 +1,6 @@
 """Perturbations that transfer between models, as a measure of robustness."""
 
+from .bmtc import BMTC as BMTC
 from .bnn_surrogate import BNNSurrogate as BNNSurrogate
 from .csgld import CSGLD as CSGLD
 from .difgsm import DIFGSM as DIFGSM

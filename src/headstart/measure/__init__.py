@@ -1,5 +1,8 @@
 """Numbers about models and runs: how far they can be believed, and what makes them err."""
 
+from .agreement import Agreement as Agreement
+from .agreement import agreement as agreement
+from .agreement import sharpness as sharpness
 from .alignment import Likeness as Likeness
 from .alignment import linear_cka as linear_cka
 from .alignment import procrustes as procrustes

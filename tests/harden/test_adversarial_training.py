@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 
 from headstart.align import DANN
 from headstart.attack import MIFGSM
-from headstart.core.ascent import misclassify
+from headstart.core.ascent import Goal, misclassify
 from headstart.core.loop import fit
 from headstart.core.plan import CrossEntropy, Plan, Step, Term, adamw, sgd
 from headstart.core.rng import seeded
@@ -182,6 +183,44 @@ def test_moved_inputs_stay_in_the_ball_and_the_bounds(radius, steps, share, norm
     assert moved.max() <= 1
     assert not moved.requires_grad
     assert torch.equal(moved[round(share * 9) :], x[:9][round(share * 9) :])
+
+
+@dataclass(frozen=True)
+class Shifted:
+    """Moves up by its seed, on the far side of what the goals could say."""
+
+    seed: int = 0
+
+    def perturb(self, x: Tensor, goals: Sequence[Goal]) -> Tensor:
+        assert len(goals) == 1
+        return (x + self.seed / 2**31).clamp(0, 1)
+
+
+def test_an_attack_takes_the_place_of_the_search_and_draws_anew_each_time():
+    x, y = digits()
+    batch, model = Batch(x[:8], y[:8]), model_of()
+    tactic = AdversarialTraining(attack=Shifted(), share=0.5)
+    with seeded(0):
+        one, two = (tactic.moved(model, batch).x for _ in range(2))
+    with seeded(0):
+        seeds = [int(torch.randint(2**31, ())) for _ in range(2)]
+    for found, seed in zip((one, two), seeds, strict=True):
+        assert torch.equal(found[:4], Shifted(seed).perturb(x[:4], [0]))
+        assert torch.equal(found[4:], x[4:8])
+    assert model.training
+
+
+def test_an_attack_that_is_the_search_trains_the_same_model():
+    plan = plan_of(model_of())
+    attack = MIFGSM(radius=0.1, steps=4, step_size=0.03, decay=0.0)
+    own = AdversarialTraining(radius=0.1, steps=4, step_size=0.03, random_start=False)
+    assert same(fit(AdversarialTraining(attack=attack)(plan), device="cpu").model, fit(own(plan), device="cpu").model)
+
+
+@pytest.mark.parametrize("own", [{"radius": 0.1}, {"steps": 3}, {"random_start": False}, {"norm": "l2"}])
+def test_settings_of_the_search_beside_an_attack_are_refused(own):
+    with pytest.raises(Refused, match="leaves radius"):
+        AdversarialTraining(attack=MIFGSM(), **own)
 
 
 def test_two_random_starts_differ_and_none_is_reproducible():

@@ -6,6 +6,7 @@ from .bnn_surrogate import BNNSurrogate as BNNSurrogate
 from .csgld import CSGLD as CSGLD
 from .cwa import CWA as CWA
 from .difgsm import DIFGSM as DIFGSM
+from .dta import DTA as DTA
 from .ensemble import fused as fused
 from .fgsm import FGSM as FGSM
 from .fusion import Fusion as Fusion

@@ -28,6 +28,21 @@ def layer_of(model: nn.Module, layer: str) -> nn.Module:
     return layers[layer]
 
 
+def blocks_of(model: nn.Module) -> tuple[str, ...]:
+    """Names of the layers in the longest row of layers of one class: the blocks of a transformer.
+
+    >>> blocks_of(nn.Sequential(nn.Flatten(), nn.Sequential(nn.ReLU(), nn.ReLU()), nn.Linear(4, 2)))
+    ('1.0', '1.1')
+    """
+    rows = [
+        (name, len(row)) for name, row in model.named_modules()
+        if isinstance(row, nn.ModuleList | nn.Sequential) and len(row) > 1 and len({type(layer) for layer in row}) == 1
+    ]  # fmt: skip
+    require(bool(rows), "A model needs a row of blocks of one class", type(model).__name__, "Name its layers.")
+    name, count = max(rows, key=lambda row: row[1])
+    return tuple(f"{name}.{k}" if name else str(k) for k in range(count))
+
+
 @contextmanager
 def tapped(model: nn.Module, taps: Iterable[str]) -> Iterator[dict[str, Tensor]]:
     """Record the named layers during every forward pass inside the block.

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, is_dataclass, replace
 from functools import partial
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from headstart.core.ascent import Ball, ascend, check_inputs, goal_gradient, misclassify
+from headstart.core.ascent import Attack, Ball, Goal, ascend, check_inputs, goal_gradient, misclassify
 from headstart.core.modes import evaluating
 from headstart.core.paper import Paper
 from headstart.core.plan import Plan, Run, Step, Term
@@ -40,6 +40,8 @@ class AdversarialTraining:
         share: of the batch that is moved, in [0, 1] (paper: 1); the other examples stay clean.
         random_start: whether to start at a random point of the ball (paper) instead of at x.
         norm: "linf" or "l2".
+        attack: finds the moved inputs in place of that search, such as `attack.DTA` of a frozen base; radius and steps
+            are then its own. One with a seed draws anew at each step. None is the paper's search.
 
     Shape: plans whose batches are `Batch(x, y)` with x (n, ...) floats in [0, 1] and y (n,); normalisation belongs
     inside the model.
@@ -69,6 +71,7 @@ class AdversarialTraining:
     share: float = 1.0
     random_start: bool = True
     norm: Literal["linf", "l2"] = "linf"
+    attack: Attack | None = None
 
     def __post_init__(self) -> None:
         Ball(self.radius, self.norm)
@@ -76,6 +79,10 @@ class AdversarialTraining:
         require(self.step_size is None or 0 < self.step_size <= 1, "AdversarialTraining needs 0 < step_size <= 1, in "
                 "units of x in [0, 1]", self.step_size, "Divide by 255 if it is in grey levels.")  # fmt: skip
         require(0 <= self.share <= 1, "AdversarialTraining needs 0 <= share <= 1", self.share, "The paper uses 1.")
+        if self.attack is not None:
+            own = replace(self, attack=None, share=1.0)
+            require(own == AdversarialTraining(), "AdversarialTraining leaves radius, steps, random_start and norm to "
+                    "its attack", own, "Set them there.")  # fmt: skip
 
     def __call__(self, plan: Plan) -> Plan:
         twice = [name for name, term in plan.terms.items() if any(isinstance(m, OnMoved) for m in term.modules())]
@@ -97,17 +104,21 @@ class AdversarialTraining:
         count = round(self.share * len(batch.x))
         if count == 0 or self.radius == 0:
             return batch
-        x, ball = batch.x[:count], Ball(self.radius, self.norm)
+        x, goals = batch.x[:count], [misclassify(model, batch.y[:count])]
         with evaluating(model):
-            found = ascend(
-                x,
-                partial(goal_gradient, [misclassify(model, batch.y[:count])]),
-                ball=ball,
-                steps=self.steps,
-                step_size=self.step_size or 1.75 * self.radius / self.steps,
-                start=x + self.radius * _within(x, ball) if self.random_start else None,
-            )
+            found = self._search(x, goals) if self.attack is None else _drawn_anew(self.attack).perturb(x, goals)
         return replace(batch, x=torch.cat([found, batch.x[count:]]))
+
+    def _search(self, x: Tensor, goals: Sequence[Goal]) -> Tensor:
+        ball = Ball(self.radius, self.norm)
+        return ascend(
+            x,
+            partial(goal_gradient, goals),
+            ball=ball,
+            steps=self.steps,
+            step_size=self.step_size or 1.75 * self.radius / self.steps,
+            start=x + self.radius * _within(x, ball) if self.random_start else None,
+        )
 
 
 class OnMoved(Term):
@@ -134,6 +145,13 @@ def _within(x: Tensor, ball: Ball) -> Tensor:
         return 2 * torch.rand_like(x) - 1
     length = torch.rand(len(x), *[1] * (x.ndim - 1), dtype=x.dtype, device=x.device)
     return length * ball.step(torch.randn_like(x))
+
+
+def _drawn_anew(attack: Attack) -> Attack:
+    """The attack with a seed from torch's global generator, where it has one."""
+    if is_dataclass(attack) and not isinstance(attack, type) and "seed" in {field.name for field in fields(attack)}:
+        return replace(attack, seed=int(torch.randint(2**31, ())))
+    return attack
 
 
 def _kind(batch: Any) -> str:

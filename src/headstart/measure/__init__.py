@@ -18,6 +18,8 @@ from .dumb import Condition as Condition
 from .dumb import DumbStudy as DumbStudy
 from .dumb import dumb_study as dumb_study
 from .dumb import unguided as unguided
+from .inheritance import Inheritance as Inheritance
+from .inheritance import inheritance as inheritance
 from .representation_vs_data_space import SpaceStudy as SpaceStudy
 from .representation_vs_data_space import SpaceTransfer as SpaceTransfer
 from .representation_vs_data_space import representation_vs_data_space as representation_vs_data_space

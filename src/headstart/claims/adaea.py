@@ -14,8 +14,7 @@ from headstart.attack.mifgsm import MIFGSM
 from headstart.core.ascent import misclassify
 from headstart.core.claim import Claim
 
-from .cwa import fooled, sharper, trained
-from .transfer_attack_baselines import ENSEMBLES, RADIUS
+from .transfer_attack_baselines import ENSEMBLES, RADIUS, fooled, sharper, trained
 
 ADAPTIVE = ("AdaEA", "AdaEA, weights per batch")
 HELD_OUT, TOGETHER = "held-out models fooled", "share of ensembles with a positive rank correlation"

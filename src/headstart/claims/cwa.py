@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import cache
 from statistics import fmean
 
 import torch
-from torch import Tensor, nn
 
 from headstart.attack.cwa import CWA
 from headstart.attack.cwa import PAPER as PAPER
@@ -15,15 +13,9 @@ from headstart.attack.ensemble import fused
 from headstart.attack.mifgsm import MIFGSM
 from headstart.core.ascent import misclassify
 from headstart.core.claim import Claim
-from headstart.core.loop import fit
-from headstart.core.plan import Plan, adamw, cosine
-from headstart.core.rng import seeded
-from headstart.core.stream import Batches
-from headstart.core.surgery import freeze
 from headstart.measure.agreement import agreement, sharpness
-from headstart.testing.material import digits
 
-from .transfer_attack_baselines import ENSEMBLES, HARDEN, MODELS, RADIUS
+from .transfer_attack_baselines import ENSEMBLES, RADIUS, fooled, sharper, trained
 
 HELD_OUT = "held-out models fooled"
 CLAIMS = (
@@ -46,41 +38,6 @@ NOTE = (
     "and 0.512, as written 0.570 and 0.504."
 )
 STEPS = CWA(radius=RADIUS, beta_rms=0.129 * RADIUS / (16 / 255))
-
-
-class Sixfold(nn.Module):
-    """Logits six times as large, which change no answer."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return 6 * x
-
-
-@cache
-def trained(seed: int) -> tuple[dict[str, nn.Module], Tensor, Tensor]:
-    """The eight models of the transfer baselines after 400 steps on 1,200 digits; the other 597 and their classes."""
-    x, y = digits()
-    order = torch.randperm(len(y), generator=torch.Generator().manual_seed(seed))
-    train, test = order[:1200], order[1200:]
-    stream, models = Batches(x=x[train], y=y[train], batch_size=64, seed=seed), {}
-    for k, (name, make) in enumerate(MODELS.items()):
-        with seeded(10 * seed + k):
-            plan = Plan(model=make(), stream=stream, steps=400, optimizer=adamw(2e-3), schedule=cosine)
-        models[name] = freeze(fit(HARDEN(plan) if "hardened" in name else plan, device="cpu", seed=seed).model).eval()
-    return models, x[test], y[test]
-
-
-def sharper(members: dict[str, nn.Module]) -> list[nn.Module]:
-    """The members, the transformer among them with six times larger logits."""
-    return [nn.Sequential(model, Sixfold()) if "attention" in name else model for name, model in members.items()]
-
-
-def fooled(victims: list[nn.Module], x: Tensor, moved: Tensor, y: Tensor) -> list[float]:
-    """Of the examples that each victim gets right, the share that it then gets wrong."""
-    shares = []
-    for victim in victims:
-        right = victim(x).argmax(1) == y
-        shares.append(float((victim(moved).argmax(1) != y)[right].float().mean()))
-    return shares
 
 
 def run(seed: int) -> dict[str, dict[str, float]]:

@@ -20,6 +20,7 @@ from headstart.core.stream import Batches
 from headstart.measure.balance import balanced
 from headstart.measure.dumb import PAPER as PAPER
 from headstart.measure.dumb import Condition, Pair, dumb_study, unguided
+from headstart.nets.patches import PatchTransformer
 from headstart.testing.material import digits
 from headstart.worlds.glyphs import FONTS
 
@@ -49,26 +50,13 @@ NOTE = (
 )
 
 
-class _Attention(nn.Module):
-    def __init__(self, width: int = 32) -> None:
-        super().__init__()
-        self.patches = nn.Conv2d(1, width, 2, 2)
-        self.place = nn.Parameter(0.02 * torch.randn(16, width))
-        layer = nn.TransformerEncoderLayer(width, 4, 2 * width, dropout=0.0, batch_first=True, norm_first=True)
-        self.layers, self.head = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False), nn.Linear(width, 2)
-
-    def forward(self, x: Tensor) -> Tensor:
-        logits: Tensor = self.head(self.layers(self.patches(x).flatten(2).mT + self.place).mean(1))
-        return logits
-
-
 ARCHITECTURES: dict[str, Callable[[], nn.Module]] = {
     "perceptron": lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 2)),
     "convolutions": lambda: nn.Sequential(
         nn.Conv2d(1, 16, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(16, 32, 3, padding=1), nn.ReLU(),
         nn.Flatten(), nn.Linear(512, 2),
     ),
-    "attention": _Attention,
+    "attention": lambda: PatchTransformer(2),
 }  # fmt: skip
 
 

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import string
 from dataclasses import replace
-from pathlib import Path
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -24,7 +22,7 @@ from headstart.core.surgery import freeze, with_head
 from headstart.harden.adversarial_training import AdversarialTraining
 from headstart.measure.inheritance import SCRATCH, SIGNS, Inheritance, inheritance
 from headstart.testing.material import digits
-from headstart.worlds.glyphs import FONTS
+from headstart.worlds import glyphs
 
 RADII = (0.1, 0.15)
 LAYERS = tuple(f"blocks.{k}" for k in range(4))
@@ -69,27 +67,6 @@ class ViT(nn.Module):
         return logits
 
 
-def glyphs(count: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Capitals and digits in 14 fonts at 16x16; size, stroke, rotation and shear are random."""
-    import matplotlib
-    from PIL import Image, ImageDraw, ImageFont
-
-    folder = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
-    rng, characters, pictures = np.random.default_rng(seed), string.ascii_uppercase + string.digits, []
-    fonts = [[ImageFont.truetype(str(folder / f"{name}.ttf"), size) for size in range(36, 61, 4)]
-             for name in FONTS["train"]]  # fmt: skip
-    labels = torch.arange(count) % len(characters)
-    for label in labels.tolist():
-        page, sizes = Image.new("L", (64, 64)), fonts[rng.integers(len(fonts))]
-        font, stroke = sizes[rng.integers(len(sizes))], int(rng.integers(4))
-        ImageDraw.Draw(page).text((32, 32), characters[label], 255, font, "mm", stroke_width=stroke, stroke_fill=255)
-        shear = rng.uniform(-0.25, 0.25)
-        page = page.transform(page.size, Image.Transform.AFFINE, (1, shear, -32 * shear, 0, 1, 0))
-        page = page.rotate(rng.uniform(-15, 15), Image.Resampling.BILINEAR).resize((16, 16), Image.Resampling.BOX)
-        pictures.append(np.asarray(page, np.float32) / 255)
-    return torch.tensor(np.stack(pictures))[:, None], labels
-
-
 def run(seed: int) -> dict[str, dict[str, float]]:
     """5,000 glyphs for the base; 1,200 digits to train on, 150 others to judge with; means of two radii."""
     with seeded(seed):
@@ -99,7 +76,11 @@ def run(seed: int) -> dict[str, dict[str, float]]:
         return Plan(model=model, stream=Batches(x=x, y=y, batch_size=64, seed=seed), steps=epochs * (len(y) // 64),
                     optimizer=adamw(lr), schedule=cosine)  # fmt: skip
 
-    learnt = fit(plan_of(fresh, *glyphs(5000, seed), 7, 2e-3), device="cpu", seed=seed).model
+    learnt = fit(
+        plan_of(fresh, *glyphs.loose(5000, seed, classes=string.ascii_uppercase + string.digits, size=16), 7, 2e-3),
+        device="cpu",
+        seed=seed,
+    ).model
     base, (x, y) = freeze(learnt).eval(), digits()
     x = F.interpolate(x, size=16, mode="bilinear").clamp(0, 1)
     order = torch.randperm(len(y), generator=torch.Generator().manual_seed(seed))

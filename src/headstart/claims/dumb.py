@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from statistics import fmean
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -22,7 +20,7 @@ from headstart.measure.dumb import PAPER as PAPER
 from headstart.measure.dumb import Condition, Pair, dumb_study, unguided
 from headstart.nets.patches import PatchTransformer
 from headstart.testing.material import digits
-from headstart.worlds.glyphs import FONTS
+from headstart.worlds import glyphs
 
 RADIUS = 0.2
 TASKS = ((3, 8), (4, 9), (1, 7))
@@ -65,7 +63,7 @@ def run(seed: int) -> dict[str, dict[str, float]]:
     rows: list[Pair] = []
     for task in TASKS:
         models, tests = {}, {}
-        for source, (x, y) in {"UCI": digits(), "fonts": _fonts(seed)}.items():
+        for source, (x, y) in {"UCI": digits(), "fonts": glyphs.loose(1800, seed)}.items():
             (train_x, train_y), tests[source] = _split(x, y, task, seed)
             for balance, shares in BALANCES.items():
                 left = balanced(train_y, shares)
@@ -96,26 +94,6 @@ def run(seed: int) -> dict[str, dict[str, float]]:
         "no pair dropped": unsifted,
         "clean": {"own source": at_home, "other source": abroad},
     }
-
-
-def _fonts(seed: int) -> tuple[Tensor, Tensor]:
-    """1,800 digits in 14 fonts at 8x8, not fitted to the frame: size, stroke, rotation and shear are random."""
-    import matplotlib
-    from PIL import Image, ImageDraw, ImageFont
-
-    folder = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
-    rng, labels, pictures = np.random.default_rng(seed), torch.arange(1800) % 10, []
-    fonts = [[ImageFont.truetype(str(folder / f"{name}.ttf"), size) for size in range(36, 61, 4)]
-             for name in FONTS["train"]]  # fmt: skip
-    for label in labels.tolist():
-        page, sizes = Image.new("L", (64, 64)), fonts[rng.integers(len(fonts))]
-        font, stroke = sizes[rng.integers(len(sizes))], int(rng.integers(4))
-        ImageDraw.Draw(page).text((32, 32), str(label), 255, font, "mm", stroke_width=stroke, stroke_fill=255)
-        shear = rng.uniform(-0.25, 0.25)
-        page = page.transform(page.size, Image.Transform.AFFINE, (1, shear, -32 * shear, 0, 1, 0))
-        page = page.rotate(rng.uniform(-15, 15), Image.Resampling.BILINEAR).resize((8, 8), Image.Resampling.BOX)
-        pictures.append(np.asarray(page, np.float32) / 255)
-    return torch.tensor(np.stack(pictures))[:, None], labels
 
 
 def _signs(x: Tensor, seed: int) -> Tensor:

@@ -137,6 +137,32 @@ def boxed(count: int, seed: int, *, classes: str = "digits", size: int = 8) -> t
     return torch.tensor(np.stack(pictures), dtype=torch.float32)[:, None].clamp(0, 1), labels
 
 
+def loose(count: int, seed: int, *, classes: str = "digits", size: int = 8) -> tuple[Tensor, Tensor]:
+    """As `boxed`, but not fitted to the frame: size, stroke, rotation and shear are random, and there is no noise.
+
+    >>> x, y = loose(3, 0, classes="AB", size=16)
+    >>> x.shape, y.tolist()
+    (torch.Size([3, 1, 16, 16]), [0, 1, 0])
+    """
+    import matplotlib
+    from PIL import Image, ImageDraw, ImageFont
+
+    characters = CLASSES.get(classes, classes)
+    folder = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
+    rng, labels, pictures = np.random.default_rng(seed), torch.arange(count) % len(characters), []
+    faces = [[ImageFont.truetype(str(folder / f"{name}.ttf"), high) for high in range(36, 61, 4)]
+             for name in FONTS["train"]]  # fmt: skip
+    for label in labels.tolist():
+        page, sizes = Image.new("L", (64, 64)), faces[rng.integers(len(faces))]
+        face, stroke = sizes[rng.integers(len(sizes))], int(rng.integers(4))
+        ImageDraw.Draw(page).text((32, 32), characters[label], 255, face, "mm", stroke_width=stroke, stroke_fill=255)
+        shear = rng.uniform(-0.25, 0.25)
+        page = page.transform(page.size, Image.Transform.AFFINE, (1, shear, -32 * shear, 0, 1, 0))
+        page = page.rotate(rng.uniform(-15, 15), Image.Resampling.BILINEAR).resize((size, size), Image.Resampling.BOX)
+        pictures.append(np.asarray(page, np.float32) / 255)
+    return torch.tensor(np.stack(pictures))[:, None], labels
+
+
 def _draw(
     atlas: Tensor, pens: Tensor, labels: np.ndarray, rng: np.random.Generator, size: int, low_resolution: float
 ) -> np.ndarray:

@@ -11,7 +11,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-import headstart.attack.dta
 from headstart.attack import DTA
 from headstart.attack.draws import generators, noise
 from headstart.core.ascent import Ball
@@ -109,7 +108,7 @@ def test_one_layer_needs_no_probe_and_the_rest_of_the_model_is_not_run():
 
 
 def test_at_the_clean_input_the_slope_is_exactly_zero(monkeypatch):
-    monkeypatch.setattr(headstart.attack.dta, "noise", lambda x, *_a, **_k: torch.zeros_like(x)[None])
+    monkeypatch.setitem(DTA.perturb.__globals__, "noise", lambda x, *_a, **_k: torch.zeros_like(x)[None])
     attack, x = DTA(encoder=encoder_of(), radius=0.1, choose="all"), pictures()
     assert torch.equal(attack.similarity(x, x), torch.ones(6, 3, dtype=torch.float64))
     assert float((attack.perturb(x) - x).abs().max()) == 0.0

@@ -59,11 +59,14 @@ def method_table() -> str:
             continue
         module = importlib.import_module(entry.module)
         owned = [
-            c
-            for c in vars(module).values()
-            if inspect.isclass(c) and c.__module__ == entry.module and not c.__name__.startswith("_")
+            one
+            for name, one in vars(module).items()
+            if (inspect.isclass(one) or inspect.isfunction(one))
+            and one.__module__ == entry.module
+            and not name.startswith("_")
         ]
-        for owner in owned[:1]:
+        cited = [one for one in owned if "Reference:" in (one.__doc__ or "")]  # what the paper is about comes first
+        for owner in (cited or owned)[:1]:
             first = (owner.__doc__ or "").strip().splitlines()[0]
             link = (
                 f"[{entry.paper.title}](https://arxiv.org/abs/{entry.paper.arxiv})"

@@ -45,6 +45,10 @@ def run(arguments: list[str], shell: Shell) -> int:
     require(bool(flags.target), "fit needs a target", "none", "Name a folder, a file, or an embedded task: digits.")
     flags.tuning.checked()
     task = load(flags.target, flags.reading, flags.tuning.seed)
+    if flags.tuning.robustness:
+        from headstart.run.robustness import check_possible
+
+        check_possible(task, flags.tuning)
     out = flags.out or Path("runs") / task.name
     for note in () if flags.quiet else task.notes:
         shell.tell(f"note: {note}")
@@ -82,6 +86,16 @@ def planned(task: Any, flags: Flags, out: Path) -> str:
         f"routes     {' '.join(flags.tuning.routes)}, {flags.tuning.steps(len(task.train))} steps each, compared on "
         + (f"{len(task.validation)} validation examples" if len(task.validation) else f"{flags.tuning.folds} folds"),
         "baselines  the same network from scratch with as many steps and with at least 300; random features",
+        *(
+            [
+                "robustness  15 corruptions at five severities, and changes of "
+                + flags.tuning.radius
+                + ", on at most 500 "
+                "test pictures"
+            ]
+            if flags.tuning.robustness
+            else []
+        ),
         f"out        {out}",
         f"command    {command(flags.target, flags.reading, flags.tuning, str(out))}",
     ]
@@ -90,6 +104,8 @@ def planned(task: Any, flags: Flags, out: Path) -> str:
 
 def summary(results: Mapping[str, Any], out: Path) -> str:
     """The end of a run for a person."""
+    from headstart.run.robustness import in_words
+
     answer, cost = results["answer"], results["cost"]
     first = results["ranking"]["rows"][0] if results["ranking"]["rows"] else None
     rows = [("", "test accuracy", "95 % interval", "steps")]
@@ -113,6 +129,7 @@ def summary(results: Mapping[str, Any], out: Path) -> str:
         "", table(rows[1:], rows[0]), "",
         f"judged     {answer['n']} sealed test labels, {answer['looks']} look" + ("" if answer["looks"] == 1 else "s"),
         "audit      " + ("passed" if results["audit"]["passed"] else "FAILED"),
+        *([f"robustness {in_words(results['robustness'])}"] if "robustness" in results else []),
         f"cost       {seconds['total']:.0f} s: choosing {seconds['choose']:.0f}, tuning {seconds['tune']:.0f}, "
         f"baselines {seconds['baselines']:.0f}; {size(cost['peak_memory'] or 0)} of memory at most",
         f"report     {out / 'report.html'}",

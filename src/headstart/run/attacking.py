@@ -18,22 +18,11 @@ from headstart.core.validate import Refused, finite, require
 from headstart.measure import TransferMatrix, transfer_matrix
 from headstart.tasks import Task, wilson
 
-from .attacks import RandomSigns, control_name
+from .attacks import RandomSigns, Row, control_name
 from .pixels import Sample, as_input, sampled, seen_by, side_of
 from .predict import Predictor
 
 Progress = Callable[[str, int, int], None]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Row:
-    """One set of perturbed examples: by which attack, made on which models; () for the control, which needs none."""
-
-    attack: str
-    made_on: tuple[str, ...] = ()
-
-    def __str__(self) -> str:
-        return f"{self.attack} on {' + '.join(self.made_on)}" if self.made_on else self.attack
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,12 +94,12 @@ def attack_task(
         labels = task.judge(torch.zeros(len(task.test), dtype=torch.long)).labels
         x, y = as_input(sample.pictures).to(where), labels[list(sample.rows)].to(where)
         for name, model in seen.items():
-            _sound(name, model, x)
+            sound(name, model, x)
         plan: list[tuple[Row, Attack, list[nn.Module]]] = [(Row(attack=control_name(control)), control, [])]
         groups = [(name,) for name in surrogates] + ([tuple(surrogates)] if ensemble else [])
         for name, attack in attacks.items():
             plan += [(Row(attack=name, made_on=group), attack, [seen[one] for one in group]) for group in groups]
-        moved = {str(row): _moved(row, attack, on, x, y, progress) for row, attack, on in plan}
+        moved = {str(row): moved_by(row, attack, on, x, y, progress) for row, attack, on in plan}
         matrix = transfer_matrix(moved, {name: seen[name] for name in victims}, x, y, seed=control.seed,
                                  batch_size=PASS)  # fmt: skip
     finally:
@@ -133,7 +122,7 @@ def _fits(
     require(examples is None or examples >= 1, "examples must be at least 1", examples, "Leave it out for 500.")
 
 
-def _sound(name: str, model: nn.Module, x: Tensor) -> None:
+def sound(name: str, model: nn.Module, x: Tensor) -> None:
     """Refuse a model that cannot look at the pictures, by its name."""
     try:
         with torch.inference_mode():
@@ -144,7 +133,7 @@ def _sound(name: str, model: nn.Module, x: Tensor) -> None:
     finite(f"logits of {name}", said, "Check that model's weights.")
 
 
-def _moved(
+def moved_by(
     row: Row, attack: Any, models: Sequence[nn.Module], x: Tensor, y: Tensor, progress: Progress | None
 ) -> Tensor:
     """One row's examples; each example's random draws follow from its own number, whatever batch it is in."""

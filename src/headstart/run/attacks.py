@@ -18,6 +18,17 @@ from headstart.core.validate import one_of, require
 Norm = Literal["linf", "l2"]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One set of perturbed examples: by which attack, made on which models; () for the control, which needs none."""
+
+    attack: str
+    made_on: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        return f"{self.attack} on {' + '.join(self.made_on)}" if self.made_on else self.attack
+
+
 def radius_of(text: str) -> float:
     """A radius as people write it, a fraction or a number.
 

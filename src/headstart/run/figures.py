@@ -136,7 +136,10 @@ def bars(rows: Sequence[tuple[str, float, Sequence[float] | None]], xlabel: str)
             axes.barh(k, value, color=CHOSEN if first else OTHER, height=0.62)
             if interval:
                 axes.plot(interval, [k, k], color=INK, lw=2)
-            axes.text(0.012, k, f"{name}   {100 * value:.1f} %", va="center", color="white" if value > 0.35 else INK)
+            text, end = f"{name}   {100 * value:.1f} %", max(value, *(interval or [0.0]))
+            wide = 0.0125 * len(text)  # about what it takes of the axis
+            beside = value < wide < 1 - end
+            axes.text(end + 0.012 if beside else 0.012, k, text, va="center", color="white" if value > wide else INK)
         axes.set_yticks([])
         axes.set_xlim(0, 1)
         axes.set_xlabel(xlabel)
@@ -165,6 +168,7 @@ def heat(
     """
     shares = np.array([[np.nan if v is None else v for v in row] for row in values], dtype=float)
     n, m = shares.shape
+    flat = m * max(len(line) for name in columns for line in name.split("\n")) <= 50
 
     def draw(axes: Axes) -> None:
         axes.imshow(shares, cmap="GnBu" if good else "OrRd", vmin=0, vmax=1, aspect="auto")
@@ -177,7 +181,7 @@ def heat(
                 axes.text(j, i + 0.25, below[i][j], ha="center", va="center", color=ink, fontsize=9)
         for i, j in framed:
             axes.add_patch(_frame(i, j))
-        axes.set_xticks(range(m), columns, rotation=0 if m <= 4 else 40, ha="center" if m <= 4 else "left")
+        axes.set_xticks(range(m), columns, rotation=0 if flat else 40, ha="center" if flat else "left")
         axes.set_yticks(range(n), rows)
         axes.tick_params(length=0, labeltop=True, labelbottom=False)
         axes.set_xticks(np.arange(m - 1) + 0.5, minor=True)
@@ -186,7 +190,7 @@ def heat(
         axes.tick_params(which="minor", length=0)
         axes.spines[:].set_visible(False)
 
-    return svg_of(6.4, (0.7 if m <= 4 else 1.3) + (0.58 if below else 0.34) * n, draw)
+    return svg_of(6.4, (0.7 if flat else 1.5) + (0.58 if below else 0.34) * n, draw)
 
 
 def _frame(row: int, column: int) -> Any:

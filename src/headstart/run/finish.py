@@ -22,12 +22,14 @@ from headstart.zoo.audit import Audit, audit_after
 from headstart.zoo.directory import load_model_directory
 from headstart.zoo.export import export_model
 
+from .cache import Progress
 from .choice import Choice
 from .clock import Clock, now
 from .directory import RunDirectory, disk
 from .predict import Predictor
 from .prepared import logits_of, prepare
 from .results import jsonable, records
+from .robustness import rates, strained
 from .routes import Start
 from .settings import Reading, Tuning
 from .trial import Trained, Tried
@@ -56,6 +58,7 @@ class Finished:
     settings: Mapping[str, Any]
     digest: str
     facts: Mapping[str, Mapping[str, Any]]
+    progress: Progress | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,10 +84,13 @@ def finish(run: Finished) -> Done:
     after, predictor = audited(run, made / "model")
     run.seconds.lap("audit")
     logits = predictions(run, predictor)
+    seen = strained(run, predictor) if run.tuning.robustness else None
+    run.seconds.lap("robustness")
     looks = run.directory.keep("looks", run.directory.recall("looks", lambda: 0) + 1)
     judged = run.task.judge(logits["chosen"])
     run.seconds.lap("judge")
-    results = jsonable(records(run, judged, logits, after, looks, bytes_of(made / "model")))
+    found = records(run, judged, logits, after, looks, bytes_of(made / "model"))
+    results = jsonable(found if seen is None else found | {"robustness": rates(seen, judged.labels, run.tuning)})
     with disk(run.directory.path):
         evidence(made, run.task, judged, logits["chosen"], results)
         run.task.save_split(made / "split.json")

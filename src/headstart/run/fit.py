@@ -24,6 +24,7 @@ from .directory import RunDirectory, refuse_or_resume
 from .finish import Finished, finish
 from .predict import Predictor
 from .prepared import prepare
+from .robustness import check_followed, check_possible
 from .scores import DEFAULT
 from .settings import ROUTES, Reading, Tuning, digest_of
 from .threads import threads_for
@@ -74,6 +75,8 @@ def fit_task(
     workers: Literal["here", "ray"] = "here",
     device: Literal["auto", "cpu", "cuda"] = "auto",
     allow: Sequence[str] = (),
+    robustness: bool = False,
+    radius: str = "8/255",
     cache: Cache | None = None,
     progress: Progress | None = None,
 ) -> Result:
@@ -94,6 +97,9 @@ def fit_task(
         workers: "here", or "ray" to rank the sources on a cluster.
         device: "auto", "cpu" or "cuda".
         allow: audit findings that may fail, by name.
+        robustness: also measure accuracy under common corruptions and under small changes made to mislead, on at most
+            500 test pictures, by lot.
+        radius: how far such a change may move a pixel, with pixels in 0..1; a number or a fraction.
         cache: where features are kept.
         progress: called with (what, done, in all).
 
@@ -109,6 +115,7 @@ def fit_task(
     tuning = Tuning(
         zoo=names, routes=tuple(routes), seed=seed, scores=scores, budget=budget, epochs=epochs,
         batch_size=batch_size, folds=folds, augment=augment, workers=workers, device=device, allow=tuple(allow),
+        robustness=robustness, radius=radius,
     )  # fmt: skip
     return run(task, zoo, tuning, Reading(), out=out, cache=cache, progress=progress)
 
@@ -120,6 +127,7 @@ def run(
     """`fit_task` from settings that are already one object; `reading` is only written down."""
     tuning.checked()
     require(len(task.test) > 0, "A run needs test examples to judge on", 0, "Load the task with test_share > 0.")
+    check_possible(task, tuning)
     settings = {"target": task.target, "reading": asdict(reading), "tuning": asdict(tuning)}
     digest, clock = digest_of(tuning, task), Clock()
     with ExitStack() as stack:
@@ -134,6 +142,7 @@ def run(
         stack.callback(directory.close)
         started = directory.recall("started", lambda: now())
         start = start_of(task, sources[str(choice.best)], tuning, kept)
+        check_followed(task, start, tuning)
         before = audited_before(start, task, tuning)
         clock.lap("audit")
         tried, best, final = tuned(task, start, tuning, directory, progress)
@@ -144,6 +153,7 @@ def run(
             task=task, choice=choice, start=start, tuning=tuning, reading=reading, tried=tried, best=best,
             trained=final, baselines=compared, before=before, directory=directory, seconds=clock, started=started,
             out=None if out is None else str(out), settings=settings, digest=digest,
+            progress=progress,
             facts={name: {"licence": one.licence, "kind": one.kind, "facts": dict(one.facts)}
                    for name, one in sources.items()},
         ))  # fmt: skip

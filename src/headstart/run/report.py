@@ -85,9 +85,19 @@ def _draw(results: Mapping[str, Any]) -> dict[str, str]:
     if (test.get("calibration") or {}).get("bins"):
         drawn["calibration"] = figures.calibration(test["calibration"]["bins"])
     if results.get("robustness"):
-        perturbed = [(row["name"], row["accuracy"], None) for row in results["robustness"]["rows"]]
-        drawn["robustness"] = figures.bars([("clean", results["robustness"]["clean"], None), *perturbed], "accuracy")
+        drawn |= _robustness(results["robustness"])
     return drawn
+
+
+def _robustness(found: Mapping[str, Any]) -> dict[str, str]:
+    corruptions, rows = found["corruptions"], found["perturbations"]["rows"]
+    names = [name.replace("_", " ") for name in corruptions["accuracy"]]
+    bars = [(row["name"], row["accuracy"], row["interval"]) for row in rows]
+    severities = [f"severity {k}" if k == 1 else str(k) for k in corruptions["severities"]]
+    return {
+        "corruptions": figures.heat([*corruptions["accuracy"].values()], names, severities, good=True),
+        "perturbations": figures.bars([("unchanged", found["clean"], None), *bars], "accuracy") if rows else "",
+    }
 
 
 def _mistakes(directory: Path, results: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -171,6 +171,7 @@ def methods(run: Finished) -> list[str]:
     known = {name.rsplit(".", 1)[1].replace("_", "-") for name in modules_with("PAPER")}
     used = {score.lower() for one in run.choice.ranking for score in one.scores}
     used |= {slug for slug in known if slug.replace("-", "") in used}
+    used |= {"corruptions", "mifgsm", "pgd"} if run.tuning.robustness else set()
     return sorted((used | {run.best.route}) & known)
 
 

@@ -84,6 +84,10 @@ class Tuning:
     """Where to compute."""
     allow: tuple[str, ...] = ()
     """Audit findings that may fail, by name."""
+    robustness: bool = False
+    """Also measure, of pictures, accuracy under common corruptions and under small changes made to mislead."""
+    radius: str = "8/255"
+    """With robustness: how far such a change may move a pixel, with pixels in 0..1."""
 
     def checked(self) -> Tuning:
         """These settings, if they make sense.
@@ -102,6 +106,10 @@ class Tuning:
             value = getattr(self, name)
             require(value >= least, f"{name} must be at least {least}", value, "Raise it.")
         from headstart.zoo.audit import ALLOWED
+
+        from .attacks import radius_of
+
+        radius_of(self.radius)
 
         for name in self.allow:
             one_of("allow", name, ALLOWED)

@@ -20,4 +20,6 @@ from .sifgsm import SIFGSM as SIFGSM
 from .stack import stacked as stacked
 from .swag import SWAG as SWAG
 from .tifgsm import TIFGSM as TIFGSM
+from .vit_ensemble import ViTEnsemble as ViTEnsemble
+from .vit_search import find_copies as find_copies
 from .vmifgsm import VMIFGSM as VMIFGSM

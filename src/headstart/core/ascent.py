@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .modes import evaluating
 from .validate import finite, one_of, require
 
 Goal: TypeAlias = Callable[[Tensor], Tensor]
@@ -215,14 +216,11 @@ class LabelGoal:
 
 def logits(model: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     """What the model says in eval mode; modules found in train mode are put back into it."""
-    training = [module for module in model.modules() if module.training] if isinstance(model, nn.Module) else []
-    try:
-        for module in training:
-            module.training = False
+    if not isinstance(model, nn.Module):
         return model(x)
-    finally:
-        for module in training:
-            module.training = True
+    with evaluating(model):
+        said: Tensor = model(x)
+    return said
 
 
 def own(goals: Sequence[Goal], attack: str) -> list[LabelGoal]:

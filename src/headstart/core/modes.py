@@ -17,7 +17,7 @@ def evaluating(model: nn.Module, wanted: bool = True) -> Iterator[None]:
         wanted: False leaves the modes alone.
     """
     training = [module for module in model.modules() if module.training]
-    if wanted:
+    if wanted and training:
         model.eval()
     try:
         yield

@@ -1,14 +1,18 @@
 """Perturbations that transfer between models, as a measure of robustness."""
 
 from .adaea import AdaEA as AdaEA
+from .alignment import foa_loss as foa_loss
+from .alignment import held_out as held_out
 from .bmtc import BMTC as BMTC
 from .bnn_surrogate import BNNSurrogate as BNNSurrogate
+from .clusters import ot_similarity as ot_similarity
 from .csgld import CSGLD as CSGLD
 from .cwa import CWA as CWA
 from .difgsm import DIFGSM as DIFGSM
 from .dta import DTA as DTA
 from .ensemble import fused as fused
 from .fgsm import FGSM as FGSM
+from .foa import FOA as FOA
 from .fusion import Fusion as Fusion
 from .fusion import adaptive_weights as adaptive_weights
 from .fusion import consensus as consensus

@@ -19,9 +19,12 @@ from .fusion import consensus as consensus
 from .mifgsm import MIFGSM as MIFGSM
 from .nifgsm import NIFGSM as NIFGSM
 from .pgd import PGD as PGD
+from .sga import SGA as SGA
+from .sga import mismatch as mismatch
 from .sgld import SGLD as SGLD
 from .sifgsm import SIFGSM as SIFGSM
 from .stack import stacked as stacked
+from .substitution import substitute as substitute
 from .swag import SWAG as SWAG
 from .tifgsm import TIFGSM as TIFGSM
 from .vit_ensemble import ViTEnsemble as ViTEnsemble

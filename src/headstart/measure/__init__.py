@@ -23,6 +23,9 @@ from .inheritance import inheritance as inheritance
 from .representation_vs_data_space import SpaceStudy as SpaceStudy
 from .representation_vs_data_space import SpaceTransfer as SpaceTransfer
 from .representation_vs_data_space import representation_vs_data_space as representation_vs_data_space
+from .retrieval_attack import RetrievalAttack as RetrievalAttack
+from .retrieval_attack import matcher as matcher
+from .retrieval_attack import retrieval_attack as retrieval_attack
 from .split import Split as Split
 from .split import displacement as displacement
 from .strength import similarity as similarity

@@ -28,6 +28,8 @@ from headstart.zoo.export import export_model
 from headstart.zoo.mini import Squared
 
 RADIUS = "60/255"
+NEED = {"vitensemble": "needs a model with attention"}
+"""Attacks that a perceptron cannot serve, and what they say."""
 
 
 def exported(folder, classes, *, side, mean, architecture="resnet"):
@@ -380,3 +382,18 @@ def test_the_answer_prefers_what_carried_over():
     )
     result["victims"][1]["counted"] = 0
     assert "fool a, which they are made on, on 90.0% of the 9" in answer(result)
+
+
+@pytest.mark.parametrize("attack", sorted(known_attacks()))
+def test_every_attack_runs_or_says_what_it_needs(attack, here, runs, place):
+    words = (place / "data", "--surrogates", f"{runs / 'a'},{runs / 'b'}", "--ensemble", "--attacks", attack,
+             "--examples", "2", "--quiet")  # fmt: skip
+    capable = attack not in NEED
+    said = here(*words, code=0 if capable else 2)
+    assert f"\n{attack}  " in said.out if capable else NEED[attack] in said.err
+
+
+def test_what_an_attack_warns_of_becomes_a_note(here, runs, place):
+    said = here(place / "data", "--surrogates", runs / "a", "--attacks", "cwa,fgsm", "--examples", "2", "--quiet").out
+    [note] = [line for line in said.splitlines() if line.startswith("note       cwa")]
+    assert "CWA was given one surrogate" in note

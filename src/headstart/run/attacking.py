@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -99,7 +101,10 @@ def attack_task(
         groups = [(name,) for name in surrogates] + ([tuple(surrogates)] if ensemble else [])
         for name, attack in attacks.items():
             plan += [(Row(attack=name, made_on=group), attack, [seen[one] for one in group]) for group in groups]
-        moved = {str(row): moved_by(row, attack, on, x, y, progress) for row, attack, on in plan}
+        moved, doubts = dict[str, Tensor](), list[str]()
+        for row, attack, on in plan:
+            with _noted(row, doubts):
+                moved[str(row)] = moved_by(row, attack, on, x, y, progress)
         matrix = transfer_matrix(moved, {name: seen[name] for name in victims}, x, y, seed=control.seed,
                                  batch_size=PASS)  # fmt: skip
     finally:
@@ -107,7 +112,7 @@ def attack_task(
             one.model.to(homes[name])
     return Attacked(rows=tuple(row for row, _, _ in plan), matrix=matrix, x=x.cpu(), examples=sample.rows,
                     moved={name: one.cpu() for name, one in moved.items()},
-                    notes=_notes(matrix, sample, len(task.classes)))  # fmt: skip
+                    notes=(*_notes(matrix, sample, len(task.classes)), *doubts))  # fmt: skip
 
 
 def _fits(
@@ -148,6 +153,20 @@ def moved_by(
         except Refused as problem:
             raise Refused(f"{row}: {problem}") from problem
     return torch.cat(found)
+
+
+@contextmanager
+def _noted(row: Row, doubts: list[str]) -> Iterator[None]:
+    """Turn what an attack warns of into a note, once; other warnings stay warnings."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", UserWarning)
+        yield
+    for one in caught:
+        text = f"{row}: {one.message}".rstrip(".")
+        if Path(one.filename).parent.parent.name != "headstart":
+            warnings.warn_explicit(one.message, one.category, one.filename, one.lineno)
+        elif text not in doubts:
+            doubts.append(text)
 
 
 def _notes(matrix: TransferMatrix, sample: Sample, classes: int) -> tuple[str, ...]:

@@ -84,8 +84,10 @@ def finish(run: Finished) -> Done:
     after, predictor = audited(run, made / "model")
     run.seconds.lap("audit")
     logits = predictions(run, predictor)
-    seen = strained(run, predictor) if run.tuning.robustness else None
-    run.seconds.lap("robustness")
+    seen = None
+    if run.tuning.robustness:
+        seen = strained(run, predictor)
+        run.seconds.lap("robustness")
     looks = run.directory.keep("looks", run.directory.recall("looks", lambda: 0) + 1)
     judged = run.task.judge(logits["chosen"])
     run.seconds.lap("judge")

@@ -191,5 +191,5 @@ def in_words(found: Mapping[str, Any]) -> str:
     if rows:
         control, over, own = rows.values()
         parts.append(f"under changes of {found['perturbations']['radius']} {own:.1%} made on it, {over:.1%} carried "
-                     f"over, {control:.1%} by lot")  # fmt: skip
+                     f"over, {control:.1%} random signs")  # fmt: skip
     return "; ".join(parts) + f" ({found['examples']} test examples)"

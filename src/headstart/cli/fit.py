@@ -132,7 +132,8 @@ def summary(results: Mapping[str, Any], out: Path) -> str:
         *([f"robustness {in_words(results['robustness'])}"] if "robustness" in results else []),
         f"cost       {seconds['total']:.0f} s: choosing {seconds['choose']:.0f}, tuning {seconds['tune']:.0f}, "
         f"baselines {seconds['baselines']:.0f}"
-        + (f", robustness {seconds['robustness']:.0f}" if "robustness" in results else "") + f"; {size(cost['peak_memory'] or 0)} of memory at most",
+        + (f", robustness {seconds['robustness']:.0f}" if "robustness" in results else "")
+        + f"; {size(cost['peak_memory'] or 0)} of memory at most",
         f"report     {out / 'report.html'}",
         f"predict    {results['reproduce']['predict']}",
     ]  # fmt: skip

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -214,3 +216,16 @@ def test_many_examples_go_in_several_passes_and_keep_their_gradients():
     assert torch.allclose(goal_gradient([misclassify(model, y)], x), whole, atol=1e-12)
     assert max(sizes) == 128
     assert sum(sizes) == 300
+
+
+def test_an_l2_radius_may_be_as_large_as_inputs_are_apart_and_no_larger():
+    x = torch.full((2, 12), 0.5)
+    moved = ascend(x, lambda a: torch.ones_like(a), ball=Ball(math.sqrt(12), "l2"), steps=1, step_size=9.0)
+    assert torch.equal(moved, torch.ones_like(x))
+    with pytest.raises(Refused, match=r"at most 3\.464"):
+        ascend(x, lambda a: a, ball=Ball(3.5, "l2"), steps=1, step_size=0.1)
+    for radius in (-0.1, math.inf, math.nan):
+        with pytest.raises(Refused, match="A ball needs"):
+            Ball(radius, "l2")
+    with pytest.raises(Refused, match="grey levels"):
+        Ball(1.5)

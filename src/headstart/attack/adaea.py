@@ -39,7 +39,7 @@ class AdaEA:
     steps do, the more its logits weigh. Places where the surrogates' gradients disagree over the channels are left out.
 
     Args:
-        radius: of the ball, in units of x in [0, 1], in [0, 1] (code: 8 / 255).
+        radius: of the ball, in units of x in [0, 1]; at most 1 in linf (code: 8 / 255).
         steps: >= 0 (code: 10); 0 returns x.
         step_size: in (0, 1]; by default radius / 4 (code). Also the length of the steps that are tried.
         decay: μ >= 0 of the momentum (code: 0.9); 0 is the iterative attack.

@@ -41,7 +41,7 @@ class BMTC:
     Args:
         backgrounds: (m, c, h, w) in [0, 1], m >= 1 frames without the actor and not from the clips themselves (paper:
             one for each class); see `median_background`.
-        radius: of the ball, in units of x in [0, 1], in [0, 1] (paper: 16 / 255).
+        radius: of the ball, in units of x in [0, 1]; at most 1 in linf (paper: 16 / 255).
         steps: >= 0 (paper: 10); 0 returns x.
         step_size: in (0, 1]; by default radius / steps, which just reaches the surface of the ball (paper).
         decay: momentum μ >= 0 (paper: 0).

@@ -38,7 +38,7 @@ class CWA:
     first order it is the sum of the normalised gradients; to second order it seeks points where they agree.
 
     Args:
-        radius: of the ball, in units of x in [0, 1], in [0, 1] (code: 16 / 255).
+        radius: of the ball, in units of x in [0, 1]; at most 1 in linf (code: 16 / 255).
         steps: >= 0 (code: 10); 0 returns x.
         step_size: in (0, 1]; by default 2 · radius / steps (code).
         decay: μ >= 0 of both momenta (code: 1).

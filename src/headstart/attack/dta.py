@@ -40,7 +40,7 @@ class DTA:
         encoder: the pretrained model, inputs in [0, 1] -> anything; run in eval mode. A classifier will do.
         layers: names of the candidates, shallow to deep; None takes `blocks_of(encoder)`. One layer needs no probe.
         final: layer that probes are judged at; None takes the last of `layers`.
-        radius: of the ball, in units of x in [0, 1], in [0, 1] (not in the abstract; 4, 8, 10 and 16 / 255 are usual).
+        radius: of the ball, in units of x in [0, 1]; at most 1 in linf (not in the abstract; 10 / 255 is usual).
         steps: >= 0; 0 returns the random start. A probe makes a fifth of them, rounded up.
         step_size: in (0, 1]; by default radius / 5.
         norm: "linf" (paper) or "l2".

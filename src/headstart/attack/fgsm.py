@@ -25,7 +25,7 @@ class FGSM:
     """Inputs changed by `radius` in one step along the sign of the surrogates' gradient.
 
     Args:
-        radius: of the ball, in units of x in [0, 1], in [0, 1] (paper: 0.25 for MNIST).
+        radius: of the ball, in units of x in [0, 1]; at most 1 in linf (paper: 0.25 for MNIST).
         norm: "linf" or "l2" (the step then has the gradient's direction).
 
     Shape: x (n, ...) in [0, 1] -> the same shape and dtype; goals give (n,). Put normalisation inside the model.

@@ -31,7 +31,7 @@ class MIFGSM:
     agree from step to step add up, those that belong to one surrogate cancel.
 
     Args:
-        radius: of the ball, in units of x in [0, 1], in [0, 1] (paper: 16 / 255).
+        radius: of the ball, in units of x in [0, 1]; at most 1 in linf (paper: 16 / 255).
         steps: >= 0 (paper: 10); 0 returns x.
         step_size: in (0, 1]; by default radius / steps, which just reaches the surface of the ball (paper).
         decay: μ >= 0 (paper: 1); 0 is the iterative attack without momentum.

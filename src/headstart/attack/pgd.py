@@ -30,7 +30,7 @@ class PGD:
     """Inputs changed by at most `radius` to a point near the worst for the surrogates, from a random start.
 
     Args:
-        radius: of the ball, in units of x in [0, 1], in [0, 1] (paper: 8 / 255 for CIFAR-10, 0.3 for MNIST).
+        radius: of the ball, in units of x in [0, 1]; at most 1 in linf (paper: 8 / 255 for CIFAR-10, 0.3 for MNIST).
         steps: >= 0 (paper: 7 to 40); 0 returns the start.
         step_size: in (0, 1]; by default 2.5 · radius / steps, which crosses the ball from any start (paper: 2 / 255).
         norm: "linf" or "l2".

@@ -34,7 +34,7 @@ class TIFGSM:
     shifted pictures, at the price of one.
 
     Args:
-        radius: of the ball, in units of x in [0, 1], in [0, 1] (paper: 16 / 255).
+        radius: of the ball, in units of x in [0, 1]; at most 1 in linf (paper: 16 / 255).
         steps: >= 0 (paper: 10); 0 returns x.
         step_size: in (0, 1]; by default radius / steps, which just reaches the surface of the ball (paper).
         decay: μ >= 0 (paper: 1 for TI-MI-FGSM); 0 is TI-FGSM.

@@ -37,7 +37,7 @@ class ViTEnsemble:
     longer than those of `MIFGSM`.
 
     Args:
-        radius: of the ball, in units of x in [0, 1], in [0, 1] (paper: 16 / 255).
+        radius: of the ball, in units of x in [0, 1]; at most 1 in linf (paper: 16 / 255).
         steps: >= 0 (paper: 10); 0 returns x.
         kappa: length of a step in units of radius / steps, > 0; 1 is that of `MIFGSM`.
         decay: μ >= 0 (paper: 1).

@@ -65,7 +65,7 @@ def run(arguments: list[str], shell: Shell) -> int:
     from headstart.run.attacking import attack_task, trained_on
     from headstart.run.attacks import RandomSigns, attacks_named, radius_of
 
-    began, radius = time.perf_counter(), radius_of(flags.radius)
+    began, radius = time.perf_counter(), radius_of(flags.radius, flags.norm)
     attacks = attacks_named(flags.attacks, radius=radius, norm=flags.norm, seed=flags.seed)
     surrogates = _several("--surrogates", flags.surrogates)
     victims = _several("--victims", flags.victims) if flags.victims else surrogates

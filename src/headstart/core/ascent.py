@@ -32,7 +32,7 @@ class Ball:
     """How far a perturbation may go, in units of x in [0, 1].
 
     Args:
-        radius: >= 0, such as 8 / 255.
+        radius: >= 0, such as 8 / 255; in the linf norm at most 1.
         norm: "linf" or "l2", over all but the first axis.
 
     >>> Ball(0.1).clip(torch.tensor([[0.5]]), torch.tensor([[0.9]]), (0.0, 1.0))
@@ -44,8 +44,9 @@ class Ball:
 
     def __post_init__(self) -> None:
         one_of("norm", self.norm, ["linf", "l2"])
-        require(0 <= self.radius <= 1, "A ball needs 0 <= radius <= 1, in units of x in [0, 1]", self.radius,
-                "Divide by 255 if it is in grey levels.")  # fmt: skip
+        limit = "0 <= radius <= 1" if self.norm == "linf" else "a finite radius >= 0"
+        require(0 <= self.radius <= 1 or (self.norm == "l2" and 1 < self.radius < math.inf), f"A ball needs {limit}, "
+                "in units of x in [0, 1]", self.radius, "Divide by 255 if it is in grey levels.")  # fmt: skip
 
     def step(self, gradient: Tensor) -> Tensor:
         """The steepest direction of unit norm; zero where the gradient is zero."""
@@ -112,12 +113,15 @@ def ascend(
     Cost: `steps` calls of `gradient`.
 
     Raises:
-        Refused: inputs outside the bounds, a negative number of steps, a gradient that is not finite.
+        Refused: inputs outside the bounds, steps < 0, an l2 radius above √d, a gradient that is not finite.
     """
     require(
         steps >= 0 and step_size >= 0, "ascend needs steps >= 0 and step_size >= 0", (steps, step_size), "Raise it."
     )
     check_inputs(x, bounds)
+    most = (bounds[1] - bounds[0]) * math.sqrt(x[0].numel())  # the distance of the farthest inputs
+    require(ball.norm == "linf" or ball.radius <= most, f"An l2 radius of {x[0].numel()} numbers must be at most "
+            f"{most:.4g}", ball.radius, "Divide by 255 if it is in grey levels.")  # fmt: skip
     x = x.detach()
     a = x.clone() if start is None else ball.clip(x, start, bounds)
     momentum = torch.zeros_like(x)

@@ -29,11 +29,11 @@ class Row:
         return f"{self.attack} on {' + '.join(self.made_on)}" if self.made_on else self.attack
 
 
-def radius_of(text: str) -> float:
+def radius_of(text: str, norm: Norm = "linf") -> float:
     """A radius as people write it, a fraction or a number.
 
     Raises:
-        Refused: no number, negative, or above 1, which is a number of grey levels.
+        Refused: no number, negative, or in the linf norm above 1, which is a number of grey levels.
 
     >>> radius_of("0.5"), radius_of("51/255")
     (0.5, 0.2)
@@ -47,7 +47,7 @@ def radius_of(text: str) -> float:
     require(math.isfinite(value), "A radius must be a number or a fraction", repr(text), "Write 8/255 or 0.03.")
     require(value >= 0, "A radius must not be negative: it is how far a pixel may move", text, "Write 8/255 or 0.03.")
     do = f"Pixels are in 0..1 here; if {text} is in grey levels, write {text}/255." if len(parts) == 1 else "Lower it."
-    require(value <= 1, "A radius must be at most 1", text, do)
+    require(value <= 1 or norm == "l2", "A radius must be at most 1", text, do)
     return value
 
 

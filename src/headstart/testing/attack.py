@@ -164,7 +164,7 @@ def _spoiled(subject: Subject) -> dict[str, Any]:
 
 def radius_is_checked(subject: Subject) -> None:
     """A negative radius, or one in grey levels, is refused."""
-    for radius in (-0.1, 8.0):
+    for radius in (-0.1, 16.0):
 
         def use(radius: float = radius) -> None:
             _use(_with_radius(subject.make(), radius), _given(subject))

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from headstart.core.ascent import Ball, Goal, ascend, check_inputs, logits, own
+from headstart.core.confident import cross_entropy
 from headstart.core.paper import Paper
 from headstart.core.validate import one_of, require
 
@@ -125,16 +125,16 @@ class AdaEA:
             with torch.enable_grad():  # a copy of the point for each surrogate: all their gradients in one call
                 points = a.detach().repeat(k, *[1] * (a.ndim - 1)).requires_grad_()
                 said = [logits(g.model, at) for g, at in zip(ours, torch.split(points, n), strict=True) if g.model]
-                total = sign * F.cross_entropy(torch.cat(said), labels, reduction="sum")
+                total = sign * cross_entropy(torch.cat(said), labels).sum()
                 slopes = torch.autograd.grad(total, points, retain_graph=True)[0]
                 tried = ball.clip(clean, points.detach() + length * ball.step(slopes), bounds)
                 with torch.no_grad():
-                    after = [F.cross_entropy(logits(g.model, tried), labels, reduction="none") for g in ours if g.model]
+                    after = [cross_entropy(logits(g.model, tried), labels) for g in ours if g.model]
                 losses.append(torch.stack(after).view(k, k, n))
                 shared = losses[-1] if self.per_sample else losses[-1].mean(2, keepdim=True)
                 w = adaptive_weights(shared, beta=self.beta, reduce=self.reduce, targeted=sign < 0)
                 weights.append(w.expand(k, n))
-                total = sign * F.cross_entropy((w[..., None] * torch.stack(said)).sum(0), y, reduction="sum")
+                total = sign * cross_entropy((w[..., None] * torch.stack(said)).sum(0), y).sum()
                 found = torch.autograd.grad(total, points)[0].view(k, *a.shape).sum(0)
             filtered, share = found, found.new_ones(n)
             if self.drf and channels and k > 1:

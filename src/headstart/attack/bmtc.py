@@ -8,10 +8,10 @@ from functools import partial
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from headstart.core.ascent import Ball, Goal, LabelGoal, ascend, check_inputs, goal_gradient, logits, own
+from headstart.core.confident import cross_entropy
 from headstart.core.paper import Paper
 from headstart.core.validate import finite, one_of, require
 
@@ -175,7 +175,7 @@ def _guided(goals: Sequence[Goal], aims: Tensor, strength: float) -> list[Goal]:
         said = logits(goal.model, a)
         require(int(aims.min()) >= 0 and int(aims.max()) < said.shape[1], f"categories must be of {said.shape[1]} "
                 "classes", aims.tolist(), "Train a head that tells them.")  # fmt: skip
-        loss, missed = (F.cross_entropy(said, y, reduction="none") for y in (goal.labels, aims))
+        loss, missed = (cross_entropy(said, y) for y in (goal.labels, aims))
         return loss - strength * missed
 
     return [partial(of, goal) for goal in owned]

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from headstart.core.ascent import Goal, LabelGoal, logits
+from headstart.core.confident import cross_entropy
 from headstart.core.validate import one_of, require
 
 from .stack import stacked
@@ -62,8 +62,8 @@ def fused(
         said = together(x)  # (models, n, c)
         share = torch.tensor(shares, dtype=said.dtype, device=said.device)[:, None] / sum(shares)
         if by == "logits":
-            return sign * F.cross_entropy((share[..., None] * said).sum(0), y, reduction="none")
-        likelihoods = F.log_softmax(said, -1)[:, torch.arange(len(y)), y]  # (models, n)
+            return sign * cross_entropy((share[..., None] * said).sum(0), y)
+        likelihoods = -cross_entropy(said.flatten(0, 1), y.repeat(len(said))).view(len(said), -1)  # (models, n)
         if by == "loss":
             return -sign * (share * likelihoods).sum(0)
         return -sign * (share.log() + likelihoods).logsumexp(0)

@@ -32,6 +32,12 @@ CLAIMS = (
           metric="seen", better="robustified", than="teacher", by=-1e-9, seeds=4),
 )  # fmt: skip
 
+NOTE = (
+    "With 1,000 instead of 1,297 digits to train on the third statement failed on seed 0 (0.801 against 0.818). "
+    "Entropy takes the clean head for 85 percent of the corruptions of training, where the unclean head is 2.7 "
+    "points better; and at this size tuning everything is no slower and better on those corruptions."
+)
+
 
 def _noise(x: Tensor) -> Tensor:
     return (x + 0.35 * torch.randn_like(x)).clamp(0, 1)

@@ -23,6 +23,8 @@ from headstart.harden import AdversarialTraining
 from headstart.nets.patches import PatchTransformer
 from headstart.testing.material import digits
 
+from .transfer_attacks import Times
+
 METHODS = ("attack.mifgsm",)
 RADIUS = 0.15
 HARDEN = AdversarialTraining(radius=RADIUS, steps=4, step_size=RADIUS / 4, random_start=False)
@@ -58,11 +60,6 @@ ENSEMBLES = (
     ("convolutions", "residual", "attention"),
     ("convolutions", "attention, 4x4 patches", "perceptron"),
 )
-
-
-class _Sixfold(nn.Module):
-    def forward(self, x: Tensor) -> Tensor:
-        return 6 * x
 
 
 class _Residual(nn.Module):
@@ -124,7 +121,7 @@ def trained(seed: int) -> tuple[dict[str, nn.Module], Tensor, Tensor]:
 
 def sharper(members: dict[str, nn.Module]) -> list[nn.Module]:
     """The members, the transformer among them with six times larger logits."""
-    return [nn.Sequential(model, _Sixfold()) if "attention" in name else model for name, model in members.items()]
+    return [nn.Sequential(model, Times(6)) if "attention" in name else model for name, model in members.items()]
 
 
 def fooled(victims: list[nn.Module], x: Tensor, moved: Tensor, y: Tensor) -> list[float]:

@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 from typing import Literal, Protocol, TypeAlias
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .confident import cross_entropy
 from .modes import evaluating
 from .validate import finite, one_of, require
 
@@ -242,9 +242,9 @@ def own(goals: Sequence[Goal], attack: str) -> list[LabelGoal]:
 
 def misclassify(model: nn.Module, labels: Tensor) -> Goal:
     """The goal of leaving the labels behind: cross-entropy of `model` in eval mode."""
-    return LabelGoal(lambda x, y: F.cross_entropy(logits(model, x), y, reduction="none"), labels, model)
+    return LabelGoal(lambda x, y: cross_entropy(logits(model, x), y), labels, model)
 
 
 def reach(model: nn.Module, labels: Tensor) -> Goal:
     """The targeted goal: examples should be taken for `labels`."""
-    return LabelGoal(lambda x, y: -F.cross_entropy(logits(model, x), y, reduction="none"), labels, model, True)
+    return LabelGoal(lambda x, y: -cross_entropy(logits(model, x), y), labels, model, True)

@@ -9,10 +9,10 @@ from functools import partial
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from headstart.core.ascent import Ball, Goal, ascend, goal_gradient, logits
+from headstart.core.confident import cross_entropy
 from headstart.core.taps import layer_of
 from headstart.core.validate import finite, require
 
@@ -112,7 +112,7 @@ def displacement(
     shape = source.encode(x[:1])[0].shape[1:]
 
     def wronged(some: Tensor, labels: Tensor, share: Tensor) -> Tensor:
-        return F.cross_entropy(source(some, radius * share), labels, reduction="none")
+        return cross_entropy(source(some, radius * share), labels)
 
     def best(goals: list[Goal], count: int) -> Tensor:
         return ascend(x.new_zeros(count, *shape), partial(goal_gradient, goals), ball=Ball(1.0, "l2"), steps=steps,

@@ -19,7 +19,7 @@ from headstart.cli import main
 from headstart.core.validate import Refused
 from headstart.measure import load_perturbed
 from headstart.run.attack_records import answer, records
-from headstart.run.attacking import attack_task
+from headstart.run.attacking import attack_task, silent
 from headstart.run.attacks import RandomSigns, attacks_named, known_attacks, radius_of
 from headstart.run.pixels import as_input, common_size, followed, sampled
 from headstart.run.predict import Predictor, load
@@ -397,3 +397,15 @@ def test_what_an_attack_warns_of_becomes_a_note(here, runs, place):
     said = here(place / "data", "--surrogates", runs / "a", "--attacks", "cwa,fgsm", "--examples", "2", "--quiet").out
     [note] = [line for line in said.splitlines() if line.startswith("note       cwa")]
     assert "CWA was given one surrogate" in note
+
+
+def test_a_model_without_a_gradient_is_not_called_robust():
+    class Steps(nn.Module):
+        """Says the same of all pictures that are alike to a tenth."""
+
+        def forward(self, x):
+            return (10 * x).round().flatten(1)[:, :2]
+
+    x, y = torch.rand(3, 1, 4, 4), torch.tensor([0, 1, 0])
+    (note,) = silent({"steps": Steps(), "sound": nn.Sequential(nn.Flatten(), nn.Linear(16, 2))}, x, y)
+    assert "steps gives 3 of 3 pictures no gradient" in note

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from headstart.core.ascent import PASS, Attack, logits, misclassify
+from headstart.core.ascent import PASS, Attack, goal_gradient, logits, misclassify
 from headstart.core.device import accelerator_for
 from headstart.core.validate import Refused, finite, require
 from headstart.measure import TransferMatrix, transfer_matrix
@@ -101,7 +101,7 @@ def attack_task(
         groups = [(name,) for name in surrogates] + ([tuple(surrogates)] if ensemble else [])
         for name, attack in attacks.items():
             plan += [(Row(attack=name, made_on=group), attack, [seen[one] for one in group]) for group in groups]
-        moved, doubts = dict[str, Tensor](), list[str]()
+        moved, doubts = dict[str, Tensor](), silent({name: seen[name] for name in surrogates}, x, y)
         for row, attack, on in plan:
             with _noted(row, doubts):
                 moved[str(row)] = moved_by(row, attack, on, x, y, progress)
@@ -136,6 +136,17 @@ def sound(name: str, model: nn.Module, x: Tensor) -> None:
         raise Refused(f"A model must take what its preprocessing gives; got {name}: {problem}. Export it "
                       "with the preprocessing it was trained with.") from problem  # fmt: skip
     finite(f"logits of {name}", said, "Check that model's weights.")
+
+
+def silent(models: Mapping[str, nn.Module], x: Tensor, y: Tensor) -> list[str]:
+    """A note for each model that gives some pictures no gradient: nothing can be made on it there."""
+    notes = []
+    for name, model in models.items():
+        gradient = goal_gradient([misclassify(model, y)], x).flatten(1)
+        if count := int((gradient == 0).all(1).sum()):
+            notes.append(f"{name} gives {count} of {len(x)} pictures no gradient, so that nothing is made on it there; "
+                         "a low rate on its own row does not mean that it is robust")  # fmt: skip
+    return notes
 
 
 def moved_by(

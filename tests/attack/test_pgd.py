@@ -119,3 +119,11 @@ def test_inputs_that_mean_nothing_are_refused_before_starts_are_drawn():
     for x in (torch.zeros(0, 2), torch.full((1, 2), 1.5), torch.tensor(0.5), torch.ones(1, 2).int()):
         with pytest.raises(Refused):
             PGD().perturb(x, [lambda a: a.sum(1)])
+
+
+def test_an_l2_ball_wider_than_one_is_torchattacks_too():
+    attacks, (x, y), model, radius = pytest.importorskip("torchattacks"), pictures(), model_of(), 3.0
+    theirs = attacks.PGDL2(model, eps=radius, alpha=radius / 5, steps=10, random_start=False)(x, y)
+    mine = PGD(radius=radius, step_size=radius / 5, norm="l2", random_start=False).perturb(x, [misclassify(model, y)])
+    assert float((theirs - x).flatten(1).norm(dim=1).min()) > 0.3 * radius
+    assert torch.allclose(mine, theirs, atol=1e-5)

@@ -94,10 +94,10 @@ class VMIFGSM:
             if next(turn) < self.steps:  # the last step has no successor to tune
                 away = noise(x, ball, draws, copies=self.neighbours, times=self.beta)
                 points = torch.cat([points, a + away])
-            own, *others = gradients_at(goals, points, at_once=self.at_once)
-            tuned: Tensor = own + variance
-            if others:
-                variance = torch.stack(others).mean(0) - own
+            found = gradients_at(goals, points, at_once=self.at_once)
+            tuned: Tensor = found[0] + variance
+            if len(found) > 1:
+                variance = found[1:].mean(0) - found[0]
             return tuned
 
         return ascend(

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import csv
 import json
+import os
+import signal
+import time
 
 import numpy as np
 import pytest
 
 from headstart.cli import VERBS
+from headstart.cli.shell import Shell
 
 
 @pytest.fixture(scope="module")
@@ -97,3 +101,26 @@ def test_version_and_usage(headstart):
     assert headstart("--version").stdout.strip()[0].isdigit()
     assert "headstart VERB" in headstart("--help").stdout
     assert "headstart VERB" in headstart(code=2).stdout
+
+
+@pytest.mark.parametrize("swallow", [True, False])
+def test_ctrl_c_stops_also_what_keeps_it_to_itself(capsys, swallow):
+    shell, after = Shell(quiet=True), []
+
+    def work() -> int:
+        try:
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(5)
+        except KeyboardInterrupt:
+            if not swallow:
+                raise ValueError("no shape") from None  # as compiled code does
+        after.append(True)
+        shell.progress("working", 1, 2)
+        after.append(False)
+        return 0
+
+    shell.resume = "Run it again."
+    assert shell.guarded("fit", work) == 130
+    assert after == [True] * swallow
+    assert capsys.readouterr().err.strip() == "Stopped. Run it again."
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler

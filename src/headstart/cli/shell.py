@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import tempfile
+import threading
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 Kind = TypeVar("Kind")
@@ -24,6 +27,7 @@ class Shell:
     def __init__(self, *, quiet: bool = False) -> None:
         self.quiet = quiet
         self.resume = ""
+        self.interrupted = False
         self._bars: Any = None
         self._tasks: dict[str, Any] = {}
         self._last: tuple[str, float] = ("", 0.0)
@@ -41,6 +45,8 @@ class Shell:
 
     def progress(self, what: str, done: int, of: int) -> None:
         """`done` of `of` steps of `what`; a bar on a terminal, else a line at the start and every few seconds."""
+        if self.interrupted:  # and whoever was at work kept it to himself
+            raise KeyboardInterrupt
         if self.quiet:
             return
         if sys.stderr.isatty():
@@ -75,21 +81,41 @@ class Shell:
         from headstart.core.validate import Refused
 
         try:
-            return work()
-        except Refused as problem:
-            self.tell(f"headstart {verb}: {problem}")
-        except KeyboardInterrupt:
-            self.tell(f"\nStopped. {self.resume}".rstrip())
-            return 130
+            with self._watched():
+                return work()
         except BrokenPipeError:  # the reader, such as head, has seen enough
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 0
-        except Exception as problem:
-            self.tell(f"headstart {verb}: unexpected {type(problem).__name__}: {_first_line(problem)}. "
-                      f"This is a bug; the traceback is in {_saved(verb)}. {self.resume}".rstrip())  # fmt: skip
+        except (Exception, KeyboardInterrupt) as problem:
+            if self.interrupted or isinstance(problem, KeyboardInterrupt):  # compiled code has errors of its own for it
+                self.tell(f"\nStopped. {self.resume}".rstrip())
+                return 130
+            if isinstance(problem, Refused):
+                self.tell(f"headstart {verb}: {problem}")
+            else:
+                self.tell(f"headstart {verb}: unexpected {type(problem).__name__}: {_first_line(problem)}. "
+                          f"This is a bug; the traceback is in {_saved(verb)}. {self.resume}".rstrip())  # fmt: skip
         finally:
             self.stop()
         return 2
+
+    @contextmanager
+    def _watched(self) -> Iterator[None]:
+        """Remember Ctrl-C, which not all code hands on."""
+
+        def interrupt(_number: int, _frame: Any) -> None:
+            self.interrupted = True
+            raise KeyboardInterrupt
+
+        usual = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        if not usual or threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        signal.signal(signal.SIGINT, interrupt)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def parse(
         self, kind: type[Kind], verb: str, arguments: Sequence[str], says: str, default: Kind | None = None

@@ -84,7 +84,9 @@ def test_a_directory_with_other_files_is_refused(headstart, fit_words, tmp_path)
 
 def started(headstart, words, until, how):
     """Start a run, wait until `until()` holds, stop it with the signal `how`; returns the process."""
-    command = [sys.executable, "-c", "import sys; from headstart.cli import main; sys.exit(main())", *map(str, words)]
+    heard = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "  # ignored in the background
+    code = heard + "import sys; from headstart.cli import main; sys.exit(main())"
+    command = [sys.executable, "-c", code, *map(str, words)]
     process = subprocess.Popen(
         command, env=headstart.environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )

@@ -120,7 +120,11 @@ def test_ctrl_c_stops_also_what_keeps_it_to_itself(capsys, swallow):
         return 0
 
     shell.resume = "Run it again."
-    assert shell.guarded("fit", work) == 130
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a process in the background may ignore it
+    try:
+        assert shell.guarded("fit", work) == 130
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert after == [True] * swallow
     assert capsys.readouterr().err.strip() == "Stopped. Run it again."
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
